@@ -1,0 +1,86 @@
+"""Deadlines, and the one table of time budgets.
+
+A blocking call takes a :class:`Deadline`, never bare seconds, so that nested waits share one end. The budgets are backstops: a wait
+ends with its event. They scale with the accelerator only, because that is what changes guest speed by an order of magnitude.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pytest_spapr.errors import DeadlineExpired
+
+Clock = Callable[[], float]
+
+
+class Deadline:
+    """A point in time after which waiting is given up.
+
+    :param seconds: how long from now, in seconds; 0 or less has expired already.
+    :param clock: a monotonic clock in seconds; tests pass their own.
+    """
+
+    def __init__(self, seconds: float, *, clock: Clock = time.monotonic) -> None:
+        self.seconds = seconds
+        self._clock = clock
+        self._end = clock() + seconds
+
+    @property
+    def remaining(self) -> float:
+        """Seconds left, never negative."""
+        return max(0.0, self._end - self._clock())
+
+    @property
+    def expired(self) -> bool:
+        return self._clock() >= self._end
+
+    def require(self, what: str, detail: str = "") -> float:
+        """Return the remaining seconds.
+
+        :raises DeadlineExpired: when none are left; ``what`` names what was waited for.
+        """
+        remaining = self.remaining
+        if remaining <= 0:
+            raise DeadlineExpired(what, self.seconds, detail)
+        return remaining
+
+    def sooner(self, seconds: float) -> Deadline:
+        """Return a deadline ``seconds`` from now, or this one if it ends before."""
+        return Deadline(min(seconds, self.remaining), clock=self._clock)
+
+    def __repr__(self) -> str:
+        return f"<Deadline {self.remaining:.1f} of {self.seconds:.1f} s left>"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Budgets:
+    """Seconds allowed for each kind of wait under one accelerator.
+
+    :ivar launch: QEMU's start until its monitor answers.
+    :ivar boot: from ``cont`` until the guest says that it is ready (SLOF included).
+    :ivar ssh: connection and authentication.
+    :ivar command: one guest command.
+    :ivar qmp: one QMP command.
+    :ivar plug: from ``device_add`` until the guest has configured the device.
+    :ivar unplug: from ``device_del`` to an outcome, when the evidence is not complete before (``drmgr`` sleeps 3 s for a PCI device).
+    """
+
+    launch: float
+    boot: float
+    ssh: float
+    command: float
+    qmp: float
+    plug: float
+    unplug: float
+
+
+# TCG on a loaded two-core machine was seen six times slower than on an idle one (boot of 53 s for 9 s); a backstop must not be what fails.
+_TCG = Budgets(launch=30, boot=180, ssh=60, command=60, qmp=30, plug=60, unplug=90)
+_KVM = Budgets(launch=15, boot=60, ssh=20, command=20, qmp=10, plug=20, unplug=30)
+
+
+def budgets(accelerator: str) -> Budgets:
+    """Return the time budgets for ``tcg`` or ``kvm``."""
+    return _KVM if accelerator == "kvm" else _TCG

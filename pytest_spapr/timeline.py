@@ -1,0 +1,160 @@
+"""The timeline of a machine: everything observed about it, in order, on one clock.
+
+Append-only and read by cursor, so that nothing is ever lost: whoever wants what follows a command takes ``mark()`` before sending
+it, and waits ``since`` that mark. Sources are threads (QMP, consoles, stderr); readers are tests.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pytest_spapr.deadline import Clock, Deadline
+from pytest_spapr.errors import DeadlineExpired, SpaprError
+
+
+T = TypeVar("T")
+
+
+class Lane(StrEnum):
+    """Where a record comes from."""
+
+    QMP = "qmp"  #: commands and replies
+    EVENT = "event"  #: QAPI events
+    DRC = "drc"  #: QEMU's ``spapr_drc_*`` trace events
+    STDERR = "stderr"  #: anything else QEMU wrote
+    CONSOLE = "console"  #: the guest's console, firmware included
+    KERNEL = "kernel"  #: the guest's kernel log
+    SERVICE = "service"  #: rtas_errd, drmgr and the guest's init
+    SSH = "ssh"  #: guest commands
+    STEP = "step"  #: what the test and the plugin did
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One observation.
+
+    :ivar seq: position on the timeline, from 0. :ivar time: seconds since the timeline's start.
+    :ivar text: one line for people. :ivar data: the same for machines, where there is more to it (e.g. a whole QAPI event).
+    """
+
+    seq: int
+    time: float
+    lane: Lane
+    text: str
+    data: Mapping[str, Any] | None = None
+
+    def __str__(self) -> str:
+        return f"{self.time:10.4f}  {self.lane:<8} {self.text}"
+
+
+@dataclass(frozen=True, slots=True)
+class Margin:
+    """How much of its budget one wait used, in seconds: shows which budgets are tight before they fail."""
+
+    what: str
+    used: float
+    budget: float
+
+
+class Timeline:
+    """An append-only journal, safe for any number of writing and waiting threads.
+
+    :param clock: a monotonic clock in seconds; tests pass their own.
+    """
+
+    def __init__(self, *, clock: Clock = time.monotonic) -> None:
+        self._clock = clock
+        self._start = clock()
+        self._records: list[Record] = []
+        self._changed = threading.Condition()
+        self._end: SpaprError | None = None
+        self._listeners: list[Callable[[Record], None]] = []
+        self.margins: list[Margin] = []
+
+    def record(self, lane: Lane, text: str, data: Mapping[str, Any] | None = None) -> Record:
+        """Append one observation, stamped now, and wake every wait. Allowed after :meth:`end`: last words still count."""
+        with self._changed:
+            record = Record(len(self._records), self._clock() - self._start, lane, text, data)
+            self._records.append(record)
+            self._changed.notify_all()
+            for listener in self._listeners:
+                listener(record)
+        return record
+
+    def listen(self, listener: Callable[[Record], None]) -> None:
+        """Call ``listener`` for each record from now on, in the thread that made it. It must be quick and must not raise."""
+        with self._changed:
+            self._listeners.append(listener)
+
+    def step(self, text: str) -> Record:
+        """Record what the test or the plugin does."""
+        return self.record(Lane.STEP, text)
+
+    def mark(self) -> int:
+        """Return the cursor of what comes next."""
+        with self._changed:
+            return len(self._records)
+
+    def since(self, cursor: int = 0, *lanes: Lane) -> list[Record]:
+        """Return all records from ``cursor`` on, of these lanes or of all."""
+        with self._changed:
+            return [record for record in self._records[cursor:] if not lanes or record.lane in lanes]
+
+    def end(self, reason: SpaprError) -> None:
+        """Say that no more is to come: every wait, now and later, raises ``reason`` once it has read what there is. The first reason stays."""
+        with self._changed:
+            self._end = self._end or reason
+            self._changed.notify_all()
+
+    @property
+    def ended(self) -> SpaprError | None:
+        """Why nothing more is to come, if so."""
+        with self._changed:
+            return self._end
+
+    def wait(self, decide: Callable[[Record], T | None], *, since: int, deadline: Deadline, what: str) -> T:
+        """Give each record from ``since`` on to ``decide`` until it returns something else than None; return that.
+
+        :param what: what is waited for, in words, for the error and the margins.
+        :raises DeadlineExpired: when the deadline runs out first.
+        :raises SpaprError: the reason given to :meth:`end`, e.g. MachineDied, at once when nothing more is to come.
+        """
+        start = self._clock()
+        cursor = since
+        while True:
+            with self._changed:
+                while cursor >= len(self._records):
+                    if self._end is not None:
+                        raise self._end
+                    if not self._changed.wait(deadline.remaining) and deadline.expired:
+                        raise DeadlineExpired(what, deadline.seconds)
+                fresh = self._records[cursor:]
+            for record in fresh:
+                cursor = record.seq + 1
+                decision = decide(record)
+                if decision is not None:
+                    self.margins.append(Margin(what, self._clock() - start, deadline.seconds))
+                    return decision
+
+    def write(self, jsonl: Path, text: Path) -> None:
+        """Write the whole timeline as JSON lines and as readable text."""
+        records = self.since()
+        with jsonl.open("w", encoding="utf-8") as stream:
+            for record in records:
+                entry: dict[str, Any] = {
+                    "seq": record.seq,
+                    "time": round(record.time, 6),
+                    "lane": record.lane,
+                    "text": record.text,
+                }
+                if record.data is not None:
+                    entry["data"] = record.data
+                stream.write(json.dumps(entry, default=str) + "\n")
+        text.write_text("".join(f"{record}\n" for record in records), encoding="utf-8")
