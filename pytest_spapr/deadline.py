@@ -1,7 +1,7 @@
 """Deadlines, and the one table of time budgets.
 
-A blocking call takes a :class:`Deadline`, never bare seconds, so that nested waits share one end. The budgets are backstops: a wait
-ends with its event. They scale with the accelerator only, because that is what changes guest speed by an order of magnitude.
+A blocking call takes a :class:`Deadline`, never bare seconds, so that nested waits share one end. The budgets are backstops:
+a wait ends with its event. They scale with the accelerator only: that is what changes guest speed by an order of magnitude.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Budgets:
     :ivar command: one guest command.
     :ivar qmp: one QMP command.
     :ivar plug: from ``device_add`` until the guest has configured the device.
-    :ivar unplug: from ``device_del`` to an outcome, when the evidence is not complete before (``drmgr`` sleeps 3 s for a PCI device).
+    :ivar unplug: from ``device_del`` to an outcome, if the evidence is not complete before (drmgr sleeps 3 s for a PCI device).
     """
 
     launch: float
@@ -76,7 +76,7 @@ class Budgets:
     unplug: float
 
 
-# TCG on a loaded two-core machine was seen six times slower than on an idle one (boot of 53 s for 9 s); a backstop must not be what fails.
+# TCG on a loaded two-core host was seen six times slower than idle (a boot of 53 s, not 9 s): a backstop must not be what fails.
 _TCG = Budgets(launch=30, boot=180, ssh=60, command=60, qmp=30, plug=60, unplug=90)
 _KVM = Budgets(launch=15, boot=60, ssh=20, command=20, qmp=10, plug=20, unplug=30)
 

@@ -1,7 +1,7 @@
 """Every error this package raises on purpose.
 
-One root, so that a caller can tell our errors from a bug. A test's own failure is an ``AssertionError`` and never one of these: CI
-can tell a broken contract from broken infrastructure.
+One root, so that a caller can tell our errors from a bug. A test's own failure is an ``AssertionError`` and never one of these:
+CI can tell a broken contract from broken infrastructure.
 
 ::
 

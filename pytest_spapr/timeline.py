@@ -18,7 +18,6 @@ from typing import Any, TypeVar
 from pytest_spapr.deadline import Clock, Deadline
 from pytest_spapr.errors import DeadlineExpired, SpaprError
 
-
 T = TypeVar("T")
 
 
@@ -108,7 +107,10 @@ class Timeline:
             return [record for record in self._records[cursor:] if not lanes or record.lane in lanes]
 
     def end(self, reason: SpaprError) -> None:
-        """Say that no more is to come: every wait, now and later, raises ``reason`` once it has read what there is. The first reason stays."""
+        """Say that no more is to come: every wait, now and later, raises ``reason`` once it has read what there is.
+
+        The first reason stays.
+        """
         with self._changed:
             self._end = self._end or reason
             self._changed.notify_all()
