@@ -1,0 +1,1 @@
+"""The guest operating system, seen from the host."""

@@ -1,0 +1,58 @@
+"""The guest's CPUs, through sysfs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pytest_spapr.errors import GuestError
+from pytest_spapr.guest.shell import Shell, parse_ranges
+
+_SYSFS = "/sys/devices/system/cpu"
+
+
+class GuestCpus:
+    """CPUs as the guest's kernel numbers them. Each call is one guest command, about 0.1 s under TCG."""
+
+    def __init__(self, shell: Shell) -> None:
+        self._shell = shell
+
+    def online(self) -> frozenset[int]:
+        """Return the CPUs that run."""
+        return parse_ranges(self._shell.read(f"{_SYSFS}/online"))
+
+    def present(self) -> frozenset[int]:
+        """Return the CPUs that exist, online or not."""
+        return parse_ranges(self._shell.read(f"{_SYSFS}/present"))
+
+    def by_hardware_id(self) -> dict[int, int]:
+        """Return, for each present CPU, its hardware id (the low bits of its core's DRC index) to its number."""
+        listing = self._shell.run(f"grep -s . {_SYSFS}/cpu[0-9]*/physical_id || true").stdout
+        pairs = (line.rsplit(":", 1) for line in listing.splitlines())
+        return {int(number): int(path.split("/cpu")[-1].split("/")[0]) for path, number in pairs if int(number) >= 0}
+
+    def set_online(self, cpu: int, online: bool) -> None:
+        """Bring one CPU online or take it offline.
+
+        :raises CommandFailed: the kernel refused, e.g. for the last online CPU.
+        """
+        self._shell.run(f"echo {int(online)} > {_SYSFS}/cpu{cpu}/online").check()
+
+    @contextmanager
+    def offline(self, *cpus: int) -> Iterator[None]:
+        """Keep these CPUs offline inside the ``with`` block, and bring them back after it if they still exist.
+
+        :raises GuestError: the CPUs are still online afterwards.
+        """
+        taken: list[int] = []
+        try:
+            for cpu in cpus:
+                self.set_online(cpu, False)
+                taken.append(cpu)
+            if still := self.online() & set(cpus):
+                raise GuestError(f"CPUs {sorted(still)} are online although the guest accepted to take them offline")
+            yield
+        finally:
+            if self._shell.usable:
+                for cpu in taken:
+                    self._shell.run(f"! test -e {_SYSFS}/cpu{cpu}/online || echo 1 > {_SYSFS}/cpu{cpu}/online").check()

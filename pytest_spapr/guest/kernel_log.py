@@ -1,0 +1,38 @@
+"""The guest kernel's log as it reaches the host: raw ``/dev/kmsg`` records, one a line, and the lines that hot-unplug evidence rests on.
+
+The ``pr_debug`` lines are switched on by ``dyndbg`` on the kernel command line (``qemu.argv.DEFAULT_KERNEL_ARGS``). The texts are
+the same in Linux 5.10 to 7.2, arch/powerpc/platforms/pseries/hotplug-cpu.c, hotplug-memory.c and arch/powerpc/kernel/rtasd.c.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from pytest_spapr.timeline import Lane, Record
+
+_KMSG = re.compile(r"^(?P<priority>\d+),(?P<seq>\d+),(?P<usec>\d+),[^;]*;(?P<text>.*)$")
+
+CORE_ADDED: Final = re.compile(r"Successfully added CPU, drc index: (?P<drc>[0-9a-f]+)")
+CORE_ADD_FAILED: Final = re.compile(r"(Failed to (add|online|acquire).*CPU|Cannot find CPU|CPU with drc index .* already exists)")
+CORE_REMOVAL_BEGAN: Final = re.compile(r"Attempting to remove CPU .*drc index: (?P<drc>[0-9a-f]+)")
+CORE_REMOVAL_FAILED: Final = re.compile(r"(Failed to (offline|remove|release|detach).*CPU|Cannot find CPU \(drc index)")
+CORE_REMOVED: Final = re.compile(r"Successfully removed CPU, drc index: (?P<drc>[0-9a-f]+)")
+LMB_ADDED: Final = re.compile(r"Memory at [0-9a-f]+ \(drc index (?P<drc>[0-9a-f]+)\) was hot-added")
+MEMORY_ADD_FAILED: Final = re.compile(r"Memory (indexed-count|hot|index)-?add failed")
+MEMORY_REMOVAL_BEGAN: Final = re.compile(r"Attempting to hot-remove .*LMB")
+MEMORY_REMOVAL_FAILED: Final = re.compile(r"Memory (indexed-count-remove|hot-remove) failed")
+LMB_REMOVED: Final = re.compile(r"Memory at [0-9a-f]+ \(drc index (?P<drc>[0-9a-f]+)\) was hot-removed")
+#: An event for user space was logged: rtas_errd can read it from now on (hotplug events of PCI and PHB take this way).
+RTAS_EVENT: Final = re.compile(r"RTAS: event: (?P<number>\d+)")
+
+
+def kmsg_text(line: str) -> str:
+    """Return the message of a raw ``/dev/kmsg`` line; a line that is none is returned as it is."""
+    match = _KMSG.match(line)
+    return match["text"] if match else line
+
+
+def says(record: Record, pattern: re.Pattern[str]) -> re.Match[str] | None:
+    """Return the match if this is a kernel message that the pattern occurs in."""
+    return pattern.search(record.text) if record.lane is Lane.KERNEL else None

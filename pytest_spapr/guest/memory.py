@@ -1,0 +1,73 @@
+"""The guest's memory blocks, through sysfs, and the ways to make it refuse to give one back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from pytest_spapr.guest.shell import Shell
+
+_SYSFS = "/sys/devices/system/memory"
+# notifier-error-inject: the kernel's own fault injector for memory hotplug, CONFIG_MEMORY_NOTIFIER_ERROR_INJECT=m in Debian.
+_INJECTION = "/sys/kernel/debug/notifier-error-inject/memory/actions/MEM_GOING_OFFLINE/error"
+_ENOMEM = -12
+#: Bytes of an LMB, and of a memory block of a pseries guest.
+LMB: Final = 256 << 20
+
+
+class GuestMemory:
+    """Memory blocks (one LMB each, 256 MiB) as the guest's kernel numbers them: by address. Each call is one guest command."""
+
+    def __init__(self, shell: Shell) -> None:
+        self._shell = shell
+
+    def blocks(self) -> dict[int, str]:
+        """Return each block's state: ``online``, ``offline`` or ``going-offline``."""
+        listing = self._shell.run(f"grep . {_SYSFS}/memory[0-9]*/state").check().stdout
+        pairs = (line.rsplit(":", 1) for line in listing.splitlines())
+        return {int(path.split("/memory")[-1].split("/")[0]): state for path, state in pairs}
+
+    def total(self) -> int:
+        """Return ``MemTotal`` in bytes."""
+        for line in self._shell.read("/proc/meminfo").splitlines():
+            if line.startswith("MemTotal:"):
+                return int(line.split()[1]) * 1024
+        raise ValueError("no MemTotal in /proc/meminfo")
+
+    def set_online(self, block: int, online: bool) -> None:
+        """Bring one block online or take it offline.
+
+        :raises CommandFailed: the kernel refused.
+        """
+        self._shell.run(f"echo {int(online)} > {_SYSFS}/memory{block}/online").check()
+
+    @contextmanager
+    def offline_refused(self, *, after: Iterable[int] = ()) -> Iterator[None]:
+        """Make the kernel refuse to take any further memory block offline inside the ``with`` block (error injection, -ENOMEM).
+
+        :param after: blocks to take offline beforehand. They need no notifier any more, so a DIMM's removal fails at the first
+            block that is not among them: name the DIMM's first blocks to make a *later* LMB fail, or none to make the first fail.
+            Blocks that exist and are offline at the end are brought back.
+        :raises CommandFailed: the guest has no injector, or refused to take a block of ``after`` offline.
+        """
+        prepared = tuple(after)
+        for block in prepared:
+            self.set_online(block, False)
+        self._shell.run(f"echo {_ENOMEM} > {_INJECTION}").check()
+        try:
+            yield
+        finally:
+            if self._shell.usable:
+                self._shell.run(f"echo 0 > {_INJECTION}").check()
+                for block in prepared:
+                    path = f"{_SYSFS}/memory{block}"
+                    self._shell.run(f"! grep -sq offline {path}/state || echo 1 > {path}/online").check()
+
+    def remove(self, drc_index: int) -> None:
+        """Have the guest remove one LMB by itself, through ``/sys/kernel/dlpar``: the way out of a DIMM that is pending for ever.
+
+        :param drc_index: the LMB's DRC index, e.g. 0x80000004.
+        :raises CommandFailed: the kernel refused.
+        """
+        self._shell.run(f"echo 'memory remove index {drc_index:#x}' > /sys/kernel/dlpar").check()

@@ -1,0 +1,30 @@
+"""What the guest's parts need of it: a shell, and the reading of sysfs."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from pytest_spapr.guest.ssh import Completed
+
+
+class Shell(Protocol):
+    """A guest's shell."""
+
+    @property
+    def usable(self) -> bool:
+        """Whether a command has a chance to be answered: QEMU lives and the machine runs."""
+
+    def run(self, command: str) -> Completed:
+        """Run a command, whatever its status."""
+
+    def read(self, path: str) -> str:
+        """Return a file's text without surrounding white space."""
+
+
+def parse_ranges(text: str) -> frozenset[int]:
+    """Return the numbers of a sysfs list such as ``0-3,5``; an empty text is an empty set."""
+    numbers: set[int] = set()
+    for part in filter(None, text.strip().split(",")):
+        first, _, last = part.partition("-")
+        numbers.update(range(int(first), int(last or first) + 1))
+    return frozenset(numbers)

@@ -1,0 +1,123 @@
+"""What all hot-pluggable devices have in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar
+
+from pytest_spapr.deadline import Deadline
+from pytest_spapr.errors import DeadlineExpired
+from pytest_spapr.hotplug.attempt import Attempt, Views
+from pytest_spapr.hotplug.evidence import Clue
+from pytest_spapr.hotplug.outcome import Kind, Presence
+from pytest_spapr.timeline import Record
+
+if TYPE_CHECKING:
+    from pytest_spapr.hotplug.pseries import PseriesMachine
+
+
+class NotConfigured(AssertionError):
+    """The guest did not take a device that was plugged in."""
+
+
+class Device(ABC):
+    """A device behind one or more DRCs of one machine.
+
+    :ivar id: its id in QEMU. :ivar drcs: the indexes of its connectors, lowest first.
+    """
+
+    kind: ClassVar[Kind]
+
+    def __init__(self, machine: PseriesMachine, device_id: str, drcs: tuple[int, ...]) -> None:
+        self.machine = machine
+        self.id = device_id
+        self.drcs = drcs
+
+    @property
+    def qom_path(self) -> str:
+        return f"/machine/peripheral/{self.id}"
+
+    @property
+    def configured(self) -> bool:
+        """Whether the guest has all of the device now. Costs a guest command or two."""
+        return self.guest_presence() is Presence.PRESENT
+
+    def unplug(self, *, seconds: float | None = None) -> Attempt:
+        """Ask for the device's removal and return what came of it, as soon as that is certain.
+
+        Removed and refused devices answer in 0.1 to 0.5 s under TCG (a PCI device in about 4 s: drmgr sleeps 3 s); silence is
+        told from the guest's own evidence, not by waiting. The three views are compared at the end. The machine's timeline has
+        every record that the verdict rests on.
+
+        :param seconds: the backstop; default: the accelerator's budget for an unplug.
+        """
+        return self.machine.unplug(self, seconds)
+
+    def follow(self, attempt: Attempt, *, seconds: float | None = None) -> Attempt:
+        """Wait on, without a new command, for what becomes of a pending attempt after its cause was removed.
+
+        The attempt that is returned has all events since the first command.
+        """
+        return self.machine.follow(self, attempt, seconds)
+
+    def await_configured(self, since: int, deadline: Deadline | None = None) -> None:
+        """Wait until the guest says, after the cursor, that it has the device; then look at the guest to see that it is true.
+
+        :param deadline: default: the accelerator's budget for a plug.
+        :raises NotConfigured: the guest says that it failed, says nothing until the deadline, or its view says otherwise.
+        """
+        deadline = deadline or Deadline(self.machine.budgets.plug)
+        seen: list[str] = []
+
+        def decide(record: Record) -> Clue | None:
+            clue = self.plug_clue(record, seen)
+            return clue if clue in (Clue.DONE, Clue.FAILED) else None
+
+        try:
+            clue = self.machine.timeline.wait(decide, since=since, deadline=deadline, what=f"the guest to configure {self.id}")
+        except DeadlineExpired as error:
+            raise NotConfigured(f"the guest did not configure {self.kind} {self.id}: {error}") from error
+        if clue is Clue.FAILED:
+            raise NotConfigured(f"the guest failed to configure {self.kind} {self.id}: {'; '.join(seen)}")
+        if self.kind is not Kind.PCI:
+            self.machine.guest.settle()
+        if (presence := self.guest_presence()) is not Presence.PRESENT:
+            raise NotConfigured(f"the guest says that it configured {self.kind} {self.id}, but its sysfs says {presence}")
+
+    def views(self) -> Views:
+        """Return QEMU's and the guest's view, each asked now."""
+        machine = self.machine
+        if machine.timeline.ended is not None:
+            return Views(Presence.UNKNOWN, Presence.UNKNOWN)
+        asked = machine.has_guest and machine.running
+        return Views(self.qemu_presence(), self.guest_presence() if asked else Presence.UNKNOWN)
+
+    def qemu_presence(self) -> Presence:
+        """Return QEMU's view: its QOM tree and, where there is one, the query command of the device's kind. They must agree."""
+        children = self.machine.qmp.execute("qom-list", {"path": "/machine/peripheral"})
+        answers = {any(child["name"] == self.id for child in children), self._queried()}
+        return Presence.PARTIAL if len(answers) > 1 else Presence.PRESENT if answers.pop() else Presence.ABSENT
+
+    @abstractmethod
+    def guest_presence(self) -> Presence:
+        """Return the guest's view, from its sysfs."""
+
+    @abstractmethod
+    def plug_clue(self, record: Record, seen: list[str]) -> Clue | None:
+        """Return what a record says of the guest's taking this device; ``seen`` collects the lines that matter."""
+
+    @abstractmethod
+    def unplug_clue(self, record: Record) -> Clue | None:
+        """Return what a record says of the guest's giving up this device."""
+
+    @abstractmethod
+    def _queried(self) -> bool:
+        """Return whether QEMU's own query command lists the device."""
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.id} drcs {', '.join(f'{index:#x}' for index in self.drcs)}>"
+
+
+def presence(found: int, expected: int) -> Presence:
+    """Return the word for ``found`` parts of ``expected``."""
+    return Presence.PRESENT if found == expected else Presence.PARTIAL if found else Presence.ABSENT

@@ -1,0 +1,98 @@
+"""Memory: pc-dimm devices, made of LMBs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pytest_spapr.deadline import Deadline
+from pytest_spapr.errors import QmpRefused
+from pytest_spapr.guest import kernel_log
+from pytest_spapr.guest.memory import LMB
+from pytest_spapr.hotplug import drc
+from pytest_spapr.hotplug.device import Device, presence
+from pytest_spapr.hotplug.evidence import Clue
+from pytest_spapr.hotplug.outcome import Kind, Presence
+from pytest_spapr.timeline import Record
+
+if TYPE_CHECKING:
+    from pytest_spapr.hotplug.pseries import PseriesMachine
+
+_MIB = 1 << 20
+
+
+class Dimm(Device):
+    """A ``pc-dimm``. :ivar size: in MiB. :ivar backend: the id of its memory backend."""
+
+    kind = Kind.DIMM
+
+    def __init__(self, machine: PseriesMachine, device_id: str, drcs: tuple[int, ...], size: int, backend: str) -> None:
+        super().__init__(machine, device_id, drcs)
+        self.size = size
+        self.backend = backend
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """The guest's numbers of the DIMM's memory blocks, one for each LMB, lowest first."""
+        return tuple(drc.connector_id(index) for index in self.drcs)
+
+    def guest_presence(self) -> Presence:
+        """Return PRESENT only if every block is there and online."""
+        states = self.machine.guest.memory.blocks()
+        mine = [states[block] for block in self.blocks if block in states]
+        return Presence.PARTIAL if mine and set(mine) != {"online"} else presence(len(mine), len(self.blocks))
+
+    def delete_backend(self) -> None:
+        """Delete the memory backend, which QEMU keeps after the DIMM is gone.
+
+        :raises QmpRefused: the DIMM still maps it.
+        """
+        self.machine.qmp.execute("object-del", {"id": self.backend})
+
+    def plug_clue(self, record: Record, seen: list[str]) -> Clue | None:
+        if (match := kernel_log.says(record, kernel_log.LMB_ADDED)) and int(match["drc"], 16) in self.drcs:
+            seen.append(match["drc"])
+            return Clue.DONE if len(set(seen)) == len(self.drcs) else Clue.BEGAN
+        if kernel_log.says(record, kernel_log.MEMORY_ADD_FAILED):
+            seen.append(record.text)
+            return Clue.FAILED
+        return None
+
+    def unplug_clue(self, record: Record) -> Clue | None:
+        if kernel_log.says(record, kernel_log.MEMORY_REMOVAL_BEGAN):
+            return Clue.BEGAN
+        return Clue.FAILED if kernel_log.says(record, kernel_log.MEMORY_REMOVAL_FAILED) else None
+
+    def _queried(self) -> bool:
+        devices = self.machine.qmp.execute("query-memory-devices")
+        return any(device["data"].get("id") == self.id for device in devices)
+
+
+class Dimms:
+    """A machine's DIMMs."""
+
+    def __init__(self, machine: PseriesMachine) -> None:
+        self._machine = machine
+
+    def plug(self, size: int = 256, *, device_id: str | None = None, wait: bool = True, **properties: Any) -> Dimm:
+        """Plug a DIMM with a RAM backend of its own and wait until the guest has every block online; about 0.1 s under TCG.
+
+        :param size: MiB, a multiple of 256. :param wait: False returns with QEMU's reply.
+        :param properties: more properties of ``device_add``, e.g. ``slot=2``.
+        :raises QmpRefused: QEMU refused; the backend is deleted again. :raises NotConfigured: the guest did not take it.
+        """
+        machine = self._machine
+        device_id = device_id or machine.new_id("dimm")
+        backend = f"{device_id}-memory"
+        since = machine.timeline.mark()
+        machine.timeline.step(f"plug dimm {device_id} of {size} MiB")
+        machine.qmp.execute("object-add", {"qom-type": "memory-backend-ram", "id": backend, "size": size * _MIB})
+        try:
+            machine.qmp.execute("device_add", {"driver": "pc-dimm", "id": device_id, "memdev": backend, **properties})
+        except QmpRefused:
+            machine.qmp.execute("object-del", {"id": backend})
+            raise
+        deadline = Deadline(machine.budgets.plug)
+        dimm = Dimm(machine, device_id, drc.attached(machine.timeline, since, size * _MIB // LMB, deadline), size, backend)
+        if wait and machine.has_guest:
+            dimm.await_configured(since, deadline)
+        return dimm

@@ -1,0 +1,53 @@
+"""What QEMU's ``spapr_drc_*`` trace events say about the connectors of a device (hw/ppc/spapr_drc.c, hw/ppc/trace-events)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Final
+
+from pytest_spapr.deadline import Deadline
+from pytest_spapr.timeline import Lane, Record, Timeline
+
+#: A device was put behind the connector.
+ATTACH: Final = "spapr_drc_attach"
+#: The guest finished configure-connector: it knows the device.
+CONFIGURED: Final = "spapr_drc_set_configured"
+#: An unplug waits for the guest. Without this line after ``device_del`` the connector was in its empty state and is released at once.
+AWAITING: Final = "spapr_drc_awaiting_quiesce"
+
+#: The DRC index of core 0: type 1, id 0 (hw/ppc/spapr_drc.h).
+CORE_TYPE: Final = 0x1 << 28
+_ID_BITS: Final = 28
+
+
+def traced(record: Record, event: str) -> int | None:
+    """Return the DRC index if this record is that trace event."""
+    if record.lane is Lane.DRC and record.data is not None and record.data["event"] == event:
+        return int(record.data["drc"])
+    return None
+
+
+def attached(timeline: Timeline, since: int, count: int, deadline: Deadline) -> tuple[int, ...]:
+    """Return the indexes of the ``count`` connectors that were attached since the cursor, lowest first.
+
+    QEMU writes the trace before it answers ``device_add``, but to another pipe: hence a wait, of microseconds.
+    """
+    found: set[int] = set()
+
+    def collect(record: Record) -> bool | None:
+        if (index := traced(record, ATTACH)) is not None:
+            found.add(index)
+        return True if len(found) == count else None
+
+    timeline.wait(collect, since=since, deadline=deadline, what=f"{count} spapr_drc_attach trace events")
+    return tuple(sorted(found))
+
+
+def awaiting(timeline: Timeline, since: int, drcs: Collection[int]) -> bool:
+    """Return whether QEMU has begun, since the cursor, to wait for the guest to give back one of these connectors."""
+    return any(traced(record, AWAITING) in drcs for record in timeline.since(since, Lane.DRC))
+
+
+def connector_id(index: int) -> int:
+    """Return a DRC index without its type: a core's first hardware thread, an LMB's number, a PCI slot's bus and devfn."""
+    return index & ((1 << _ID_BITS) - 1)

@@ -1,0 +1,252 @@
+"""The judge of an attempt: sends ``device_del``, watches QEMU, the guest and the events together, and ends when the verdict is certain.
+
+A wait for silence ends with the guest's own evidence. The deadline is a backstop, and an attempt that runs into it says so.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from pytest_spapr.deadline import Deadline
+from pytest_spapr.errors import DeadlineExpired, MachineDied, QmpRefused
+from pytest_spapr.guest.services import DRMGR_BEGAN, DRMGR_ENDED, ErrdState
+from pytest_spapr.hotplug import drc
+from pytest_spapr.hotplug.attempt import Attempt, Views
+from pytest_spapr.hotplug.evidence import Clue
+from pytest_spapr.hotplug.outcome import Kind, Outcome, Presence, Silence
+from pytest_spapr.timeline import Lane, Record
+
+if TYPE_CHECKING:
+    from pytest_spapr.hotplug.device import Device
+
+_ABOUT_UNPLUG: Final = re.compile(r"DEVICE_DELETED|.*UNPLUG.*")
+_OUTCOMES: Final = {
+    "DEVICE_DELETED": Outcome.REMOVED,
+    "DEVICE_UNPLUG_GUEST_ERROR": Outcome.REFUSED,
+    "MEM_UNPLUG_ERROR": Outcome.REFUSED,
+}
+
+
+@dataclass(slots=True)
+class _Verdict:
+    outcome: Outcome
+    cause: Silence | None = None
+    reply: str | None = None
+    evidence: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Heard:
+    """What a record means for the attempt: an outcome that QEMU told, a clue from the guest, or the end of all waiting."""
+
+    record: Record
+    outcome: Outcome | None = None
+    clue: Clue | None = None
+    halted: bool = False
+
+
+class Judge:
+    """Judges one device's attempts.
+
+    :param device: whose. :param seconds: the backstop.
+    """
+
+    def __init__(self, device: Device, seconds: float) -> None:
+        self._device = device
+        self._machine = device.machine
+        self._timeline = device.machine.timeline
+        self._seconds = seconds
+
+    def attempt(self) -> Attempt:
+        """Send ``device_del`` and judge what follows."""
+        began = self._timeline.mark()
+        self._timeline.step(f"unplug {self._device.kind} {self._device.id}")
+        pending_before = self._machine.is_pending(self._device)
+        try:
+            self._machine.qmp.execute("device_del", {"id": self._device.id})
+            verdict = self._watch(began, known_pending=pending_before)
+        except QmpRefused as error:
+            verdict = _Verdict(Outcome.REJECTED, reply=error.description, evidence=[f"QEMU: {error.description}"])
+        except MachineDied as error:
+            verdict = _Verdict(Outcome.CRASHED, evidence=str(error).splitlines())
+        return self._conclude(began, verdict)
+
+    def follow(self, attempt: Attempt) -> Attempt:
+        """Judge what becomes of a pending attempt, without a new command."""
+        self._timeline.step(f"follow the unplug of {self._device.kind} {self._device.id}")
+        try:
+            verdict = self._watch(attempt.ended, known_pending=True)
+        except MachineDied as error:
+            verdict = _Verdict(Outcome.CRASHED, evidence=str(error).splitlines())
+        return self._conclude(attempt.began, verdict)
+
+    def _watch(self, since: int, *, known_pending: bool) -> _Verdict:
+        deadline = Deadline(self._seconds)
+        if not known_pending:
+            told = self._until_pending(since, deadline)
+            if told is not None:
+                return told
+        if (halted := self._halted()) is not None:
+            return self._told(since) or halted
+        if self._device.kind is Kind.PCI and (unheard := self._errd_deaf()) is not None:
+            return self._told(since) or unheard
+        return self._listen(since, deadline)
+
+    def _until_pending(self, since: int, deadline: Deadline) -> _Verdict | None:
+        """Return the verdict if QEMU released the device at once, None if it waits for the guest."""
+        drcs = set(self._device.drcs)
+
+        def decide(record: Record) -> _Heard | None:
+            if drc.traced(record, drc.AWAITING) in drcs:
+                return _Heard(record)
+            heard = self._hear(record)
+            return heard if heard is not None and heard.outcome is not None else None
+
+        what = f"QEMU to take up the unplug of {self._device.id}"
+        heard = self._timeline.wait(decide, since=since, deadline=deadline, what=what)
+        if heard.outcome is None:
+            return None
+        return _Verdict(heard.outcome, evidence=[f"QEMU: {heard.record.text}"])
+
+    def _halted(self) -> _Verdict | None:
+        status = self._machine.status()
+        if status != "running":
+            return _Verdict(
+                Outcome.PENDING, Silence.NOT_DELIVERED, evidence=[f"QEMU: the machine is {status}, no vCPU takes the event"]
+            )
+        if not self._machine.has_guest:
+            return _Verdict(Outcome.PENDING, Silence.NOT_DELIVERED, evidence=["the machine has no operating system"])
+        return None
+
+    def _errd_deaf(self) -> _Verdict | None:
+        state = self._machine.guest.rtas_errd.state()
+        if state is ErrdState.RUNNING:
+            return None
+        line = f"guest: rtas_errd is {state}; the kernel keeps the event for it"
+        return _Verdict(Outcome.PENDING, Silence.NOT_DELIVERED, evidence=[line])
+
+    def _listen(self, since: int, deadline: Deadline) -> _Verdict:
+        """Follow the guest's work, clue by clue, until it is over."""
+        evidence: list[str] = []
+        cursor = since
+        while True:
+            try:
+                what = f"the outcome of the unplug of {self._device.id}"
+                heard = self._timeline.wait(self._hear, since=cursor, deadline=deadline, what=what)
+            except DeadlineExpired as error:
+                return self._overdue(evidence, error)
+            cursor = heard.record.seq + 1
+            evidence.append(f"{heard.record.lane}: {heard.record.text}")
+            if heard.outcome is not None:
+                return _Verdict(heard.outcome, evidence=evidence)
+            if heard.halted:
+                return _Verdict(Outcome.PENDING, Silence.NOT_DELIVERED, evidence=evidence)
+            if heard.clue is Clue.FAILED:
+                return self._after_failure(since, evidence)
+            if heard.clue is Clue.BEGAN and (blocked := self._blocked()) is not None:
+                evidence.append(blocked)
+                return _Verdict(Outcome.PENDING, Silence.QUEUE_BLOCKED, evidence=evidence)
+
+    def _hear(self, record: Record) -> _Heard | None:
+        if record.lane is Lane.EVENT and record.data is not None:
+            event = record.data
+            if event["event"] in ("STOP", "GUEST_PANICKED"):
+                return _Heard(record, halted=True)
+            if self._is_about(event) and event["event"] in _OUTCOMES:
+                return _Heard(record, outcome=_OUTCOMES[event["event"]])
+            return None
+        clue = self._device.unplug_clue(record)
+        return _Heard(record, clue=clue) if clue is not None else None
+
+    def _after_failure(self, since: int, evidence: list[str]) -> _Verdict:
+        """The guest gave up: let it finish its rollback, then see whether QEMU was told."""
+        self._settle(since)
+        if (told := self._told(since)) is not None:
+            told.evidence[:0] = evidence
+            return told
+        evidence.append("guest: its work on the event is over, and QEMU was told nothing")
+        return _Verdict(Outcome.PENDING, Silence.REFUSED_UNSIGNALLED, evidence=evidence)
+
+    def _blocked(self) -> str | None:
+        """Return the evidence if the guest's drmgr has begun but waits for its lock."""
+        if self._device.kind is not Kind.PCI:
+            return None
+        holder = self._machine.guest.drmgr.lock_holder()
+        if holder is None or holder.name == "drmgr":
+            return None
+        return f"guest: drmgr's lock is held by {holder.name}, process {holder.pid}"
+
+    def _overdue(self, evidence: list[str], error: DeadlineExpired) -> _Verdict:
+        cause = Silence.STILL_WORKING if evidence else Silence.NOT_DELIVERED
+        return _Verdict(Outcome.PENDING, cause, evidence=[*evidence, f"no verdict before the backstop: {error}"])
+
+    def _told(self, since: int) -> _Verdict | None:
+        """Return what QEMU's events have said since; the query makes sure that all of them have arrived."""
+        self._machine.qmp.execute("query-status")
+        for record in self._timeline.since(since, Lane.EVENT):
+            heard = self._hear(record)
+            if heard is not None and heard.outcome is not None:
+                return _Verdict(heard.outcome, evidence=[f"QEMU: {record.text}"])
+        return None
+
+    def _conclude(self, began: int, verdict: _Verdict) -> Attempt:
+        """Let both sides come to rest, then gather the events and ask for the views."""
+        views = Views(Presence.UNKNOWN, Presence.UNKNOWN)
+        try:
+            if verdict.outcome in (Outcome.REMOVED, Outcome.REFUSED) and self._machine.has_guest and self._machine.running:
+                self._settle(began)
+            views = self._device.views()
+        except MachineDied as error:
+            verdict = _Verdict(Outcome.CRASHED, evidence=[*verdict.evidence, *str(error).splitlines()])
+        records = self._timeline.since(began)
+        first = next(record for record in records if record.lane is Lane.STEP)
+        attempt = Attempt(
+            device=self._device.id,
+            kind=self._device.kind,
+            outcome=verdict.outcome,
+            cause=verdict.cause,
+            asked=self._asked(began, verdict.outcome),
+            reply=verdict.reply,
+            events=tuple(r.data for r in records if r.lane is Lane.EVENT and r.data is not None and self._is_about(r.data)),
+            evidence=tuple(verdict.evidence),
+            views=views,
+            elapsed=records[-1].time - first.time,
+            began=began,
+            ended=records[-1].seq + 1,
+        )
+        self._timeline.step(f"verdict: {attempt}")
+        return attempt
+
+    def _asked(self, began: int, outcome: Outcome) -> bool:
+        # A core that is pending already is announced to the guest again without a trace of its own.
+        if outcome is Outcome.REJECTED:
+            return False
+        return self._machine.is_pending(self._device) or drc.awaiting(self._timeline, began, set(self._device.drcs))
+
+    def _settle(self, since: int) -> None:
+        """Return when the guest is done with the event, so that its view and QEMU's can be compared."""
+        if self._device.kind is Kind.PCI:
+            self._await_drmgr(since)
+        else:
+            self._machine.guest.settle()
+        # Events come before the reply of a command that was sent after them.
+        self._machine.qmp.execute("query-status")
+
+    def _await_drmgr(self, since: int) -> None:
+        begun = sum(1 for record in self._timeline.since(since, Lane.SERVICE) if DRMGR_BEGAN.match(record.text))
+        if not begun:
+            return
+        ended = 0
+
+        def decide(record: Record) -> bool | None:
+            nonlocal ended
+            ended += record.lane is Lane.SERVICE and DRMGR_ENDED.match(record.text) is not None
+            return True if ended >= begun else None
+
+        self._timeline.wait(decide, since=since, deadline=Deadline(self._seconds), what="drmgr to end")
+
+    def _is_about(self, event: Mapping[str, Any]) -> bool:
+        return _ABOUT_UNPLUG.fullmatch(event["event"]) is not None and event.get("data", {}).get("device") == self._device.id

@@ -1,0 +1,287 @@
+"""A machine: one QEMU process joined with one guest, and everything observed about both on one timeline."""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Final, Self
+
+from pytest_spapr.images.image import GuestImage
+from pytest_spapr.qemu.argv import Channels, MachineSpec, argv
+from pytest_spapr.qemu.build import QemuBuild
+from pytest_spapr.qemu.channels import LineChannel
+from pytest_spapr.qemu.process import QemuProcess
+from pytest_spapr.qemu.qmp import Qmp, QmpLoop
+
+from pytest_spapr.deadline import Budgets, Deadline
+from pytest_spapr.errors import BootFailed, DeadlineExpired, MachineError
+from pytest_spapr.guest.guest import Guest
+from pytest_spapr.guest.kernel_log import kmsg_text
+from pytest_spapr.guest.ssh import Ssh
+from pytest_spapr.timeline import Lane, Record, Timeline
+
+_READY: Final = "init: ready"
+_PANIC: Final = re.compile(r"Kernel panic - not syncing: (?P<why>.*)")
+_SSH_FORWARD: Final = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(?P<port>\d+)\s+\S+\s+22\b")
+_QUIT_SECONDS: Final = 5.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Harness:
+    """What all machines of a session share.
+
+    :ivar build: the QEMU build. :ivar loop: the thread that all monitors live on. :ivar budgets: the backstops of every wait.
+    :ivar keep: machines may outlive this process, see :meth:`Machine.release`; else they die with it, however it dies.
+    """
+
+    build: QemuBuild
+    loop: QmpLoop
+    budgets: Budgets
+    keep: bool = False
+
+
+class Machine:
+    """A running pseries machine. Made by :meth:`start`, ended by :meth:`close`.
+
+    :ivar spec: what was asked for. :ivar build: :ivar image: what it runs. :ivar timeline: all that was seen.
+    :ivar qmp: QEMU's monitor. :ivar process: QEMU's process.
+    """
+
+    def __init__(self, harness: Harness, spec: MachineSpec, image: GuestImage | None, timeline: Timeline) -> None:
+        self.spec = spec
+        self.build = harness.build
+        self.image = image
+        self.timeline = timeline
+        self.budgets = harness.budgets
+        self.qmp: Qmp
+        self.process: QemuProcess
+        self._harness = harness
+        self._guest: Guest | None = None
+        self._resources = ExitStack()
+
+    @classmethod
+    def start(
+        cls, harness: Harness, spec: MachineSpec, image: GuestImage | None, timeline: Timeline, *, boot: bool = True
+    ) -> Self:
+        """Start QEMU, and boot the guest unless told not to.
+
+        Costs 0.3 s without a guest; with one, under TCG, 3 s (VOF) to 9 s (SLOF). On any error nothing stays behind.
+
+        :param image: what to boot; None for a machine that stays in its firmware.
+        :param boot: False leaves the machine at ``-S``: nothing has run yet, :meth:`boot` goes on from there.
+        :raises LaunchFailed: QEMU did not start. :raises BootFailed: the guest did not come up.
+        """
+        machine = cls(harness, spec, image, timeline)
+        try:
+            machine._launch()
+            if boot:
+                machine.boot()
+        except BaseException:
+            machine.close()
+            raise
+        return machine
+
+    @property
+    def guest(self) -> Guest:
+        """The booted guest.
+
+        :raises MachineError: this machine has none, or it was not booted.
+        """
+        if self._guest is None:
+            raise MachineError("this machine has no booted guest: it was started without an image or with boot=False")
+        return self._guest
+
+    @property
+    def has_guest(self) -> bool:
+        return self._guest is not None
+
+    @property
+    def running(self) -> bool:
+        """Whether the vCPUs run, as QEMU says now."""
+        return self.status() == "running"
+
+    def status(self) -> str:
+        """Return QEMU's run state, e.g. ``running``, ``paused``, ``prelaunch``, ``guest-panicked``."""
+        return str(self.qmp.execute("query-status")["status"])
+
+    def boot(self) -> None:
+        """Let the machine run and wait until its guest is ready: all modules loaded, sshd and rtas_errd up.
+
+        :raises BootFailed: the kernel panicked, the guest's init failed, or nothing happened for the boot budget.
+        """
+        since = self.timeline.mark()
+        self.timeline.step("boot")
+        self.cont()
+        if self.image is not None:
+            self._guest = self._meet_guest(self.image)
+            self.await_ready(since)
+
+    def await_ready(self, since: int) -> None:
+        """Wait for the guest to say, after the cursor ``since``, that it is up; for a boot or a reboot.
+
+        :raises BootFailed: see :meth:`boot`.
+        """
+        what = "the guest to come up"
+        try:
+            failure = self.timeline.wait(_boot_verdict, since=since, deadline=Deadline(self.budgets.boot), what=what)
+        except DeadlineExpired as error:
+            raise BootFailed(self._boot_report(since, f"nothing for {error.seconds:.0f} s"), self._phase(since)) from error
+        if failure:
+            raise BootFailed(self._boot_report(since, failure), self._phase(since))
+
+    def await_records(self, matches: Callable[[Record], bool], count: int, since: int, what: str) -> list[Record]:
+        """Return the first ``count`` records after the cursor ``since`` that match.
+
+        :param what: what they are, in words.
+        :raises DeadlineExpired: fewer came within the budget of an unplug.
+        """
+        found: list[Record] = []
+
+        def decide(record: Record) -> list[Record] | None:
+            if matches(record):
+                found.append(record)
+            return found if len(found) == count else None
+
+        return self.timeline.wait(decide, since=since, deadline=Deadline(self.budgets.unplug), what=f"{count} of {what}")
+
+    def stop(self) -> None:
+        """Pause the machine; the guest's time stands still."""
+        self.timeline.step("stop")
+        self.qmp.execute("stop")
+
+    def cont(self) -> None:
+        """Let the machine run on."""
+        self.timeline.step("cont")
+        self.qmp.execute("cont")
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Pause the machine inside the ``with`` block."""
+        self.stop()
+        try:
+            yield
+        finally:
+            if self.timeline.ended is None:
+                self.cont()
+
+    def reset(self, *, wait: bool = True) -> None:
+        """Reset the machine as its reset button does. Every unplug that is pending completes (``spapr_drc_reset_all``).
+
+        :param wait: return when the guest is up again (a boot's cost); False returns when QEMU has done its part.
+        """
+        since = self.timeline.mark()
+        self.timeline.step("system_reset")
+        self._forget_connection()
+        self.qmp.execute("system_reset")
+        self._await_event("RESET", since)
+        if wait and self._guest is not None:
+            self.await_ready(since)
+
+    def reboot(self) -> None:
+        """Have the guest reboot itself, and wait until it is up again.
+
+        :raises BootFailed: it does not come back.
+        """
+        since = self.timeline.mark()
+        self.timeline.step("guest reboot")
+        # -f: straight to the kernel, init has nothing to save. The answer may or may not arrive before the machine resets.
+        self.guest.run("(reboot -f) > /dev/null 2>&1 &")
+        self._await_event("RESET", since)
+        self._forget_connection()
+        self.await_ready(since)
+
+    def quit(self) -> None:
+        """End QEMU by its monitor. No unplug completes: pending devices just end with it."""
+        self.timeline.step("quit")
+        self.process.expect_exit()
+        self._forget_connection()
+        self.qmp.execute("quit")
+        self.process.wait(Deadline(_QUIT_SECONDS))
+
+    def kill(self) -> None:
+        """Kill QEMU at once."""
+        self.process.kill()
+
+    def close(self) -> None:
+        """End QEMU if it still runs and give back everything. Safe to call twice; never waits for the guest."""
+        self._forget_connection()
+        self._resources.close()
+
+    def release(self) -> None:
+        """Let go of QEMU without ending it: a person takes over by ssh. Needs a harness made with ``keep``."""
+        self._forget_connection()
+        self._resources.pop_all()
+
+    def _launch(self) -> None:
+        with ExitStack() as made:
+            ours, theirs = {}, {}
+            for name in ("qmp", "console", "kernel", "service"):
+                ours[name], theirs[name] = socket.socketpair()
+                made.callback(theirs[name].close)
+            channels = Channels(**{name: end.fileno() for name, end in theirs.items()})
+            for name, lane in (("console", Lane.CONSOLE), ("kernel", Lane.KERNEL), ("service", Lane.SERVICE)):
+                decode = kmsg_text if lane is Lane.KERNEL else None
+                self._resources.callback(LineChannel(ours[name], self.timeline, lane, decode=decode).close)
+            self.process = QemuProcess(
+                self.build,
+                argv(self.build, self.spec, self.image, channels),
+                self.timeline,
+                pass_fds=tuple(channels),
+                dies_with_parent=not self._harness.keep,
+            )
+            self._resources.callback(self.process.close)
+        deadline = Deadline(self.budgets.launch)
+        self.qmp = Qmp.connect(ours["qmp"], self._harness.loop, self.timeline, deadline)
+        self._resources.callback(self.qmp.close)
+
+    def _meet_guest(self, image: GuestImage) -> Guest:
+        listing = self.qmp.hmp("info usernet")
+        forward = _SSH_FORWARD.search(listing)
+        if forward is None:
+            raise MachineError(f"QEMU forwards no port to the guest's ssh, `info usernet` says:\n{listing}")
+        ssh = Ssh(port=int(forward["port"]), client_key=image.client_key, host_key=image.host_key, timeline=self.timeline)
+        return Guest(ssh, self.timeline, self.budgets, kernel_release=image.kernel_release, running=lambda: self.running)
+
+    def _await_event(self, name: str, since: int) -> Record:
+        return self.timeline.wait(
+            lambda record: record if record.lane is Lane.EVENT and record.data and record.data["event"] == name else None,
+            since=since,
+            deadline=Deadline(self.budgets.plug),
+            what=f"QEMU's {name} event",
+        )
+
+    def _forget_connection(self) -> None:
+        if self._guest is not None:
+            self._guest.disconnect()
+
+    def _phase(self, since: int) -> str:
+        if said := self.timeline.since(since, Lane.SERVICE):
+            return said[-1].text
+        if self.timeline.since(since, Lane.KERNEL, Lane.CONSOLE):
+            return "the kernel or its firmware wrote to the console, init never started"
+        return "nothing was ever written to the console"
+
+    def _boot_report(self, since: int, failure: str) -> str:
+        last = "\n".join(f"  {record}" for record in self.timeline.since(since)[-12:])
+        return f"the guest did not come up: {failure}. Last sign of life: {self._phase(since)}. The timeline's end:\n{last}"
+
+
+def _boot_verdict(record: Record) -> str | None:
+    """Return "" for a guest that is up, why it never will be, or None while neither is known."""
+    if record.lane is Lane.SERVICE:
+        if record.text == _READY:
+            return ""
+        if record.text.startswith("init: failed"):
+            return f"its init says {record.text.removeprefix('init: ')!r}"
+    if record.lane in (Lane.CONSOLE, Lane.KERNEL) and (panic := _PANIC.search(record.text)):
+        return f"its kernel panicked: {panic['why']}"
+    if record.lane is Lane.EVENT and record.data is not None:
+        event: Any = record.data["event"]
+        if event == "GUEST_PANICKED":
+            return "its kernel panicked (GUEST_PANICKED)"
+        if event == "SHUTDOWN":
+            return "it shut down"
+    return None

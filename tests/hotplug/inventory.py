@@ -1,0 +1,36 @@
+"""QEMU's inventory, to prove that a refused command changed nothing, and the events since a moment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from pytest_spapr import PseriesMachine
+
+
+def inventory(machine: PseriesMachine) -> dict[str, Any]:
+    """Return QEMU's view of everything that can be plugged; asking does not need the guest."""
+    return {
+        "cores": machine.cores.slots(),
+        "memory": machine.qmp.execute("query-memory-devices"),
+        "memory size": machine.qmp.execute("query-memory-size-summary"),
+        "backends": sorted(child["name"] for child in machine.qmp.execute("qom-list", {"path": "/objects"})),
+        "devices": sorted(child["name"] for child in machine.qmp.execute("qom-list", {"path": "/machine/peripheral"})),
+        "pci": machine.qmp.execute("query-pci"),
+    }
+
+
+@contextmanager
+def nothing_changes(machine: PseriesMachine) -> Iterator[None]:
+    """Prove that what happens inside leaves QEMU's inventory as it was and causes no unplug event."""
+    before, since = inventory(machine), machine.timeline.mark()
+    yield
+    assert inventory(machine) == before
+    assert events_since(machine, since, "DEVICE_DELETED", "DEVICE_UNPLUG_GUEST_ERROR", "MEM_UNPLUG_ERROR") == []
+
+
+def events_since(machine: PseriesMachine, cursor: int, *names: str) -> list[dict[str, Any]]:
+    """Return the QAPI events of these names since the cursor, in order."""
+    records = machine.timeline.since(cursor)
+    return [dict(record.data) for record in records if record.data and record.data.get("event") in names]

@@ -1,0 +1,84 @@
+"""What holds for a core, a DIMM and a PCI device alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pytest_spapr import Contract, Guest, Kind, Outcome, Presence, PseriesMachine
+
+from .inventory import events_since
+from .kinds import SILENCE, plug, silenced
+
+
+def test_a_removal_is_told_exactly_once(machine: PseriesMachine, contract: Contract, kind: Kind) -> None:
+    """X06: one DEVICE_DELETED names the device; those of its children name only a path below it and come before."""
+    device = plug(machine, kind)
+    attempt = device.unplug()
+    assert attempt == contract.removal(device)
+    deleted = [event["data"] for event in events_since(machine, attempt.began, "DEVICE_DELETED")]
+    assert [data["path"] for data in deleted if data.get("device") == device.id] == [device.qom_path]
+    assert deleted[-1]["path"] == device.qom_path
+    for child in deleted[:-1]:
+        assert "device" not in child
+        assert child["path"].startswith(f"{device.qom_path}/")
+
+
+def test_a_request_to_a_paused_machine_is_kept_for_it(machine: PseriesMachine, contract: Contract, kind: Kind) -> None:
+    """C08, X04: silence while the machine stands still, and the removal as soon as it runs."""
+    device = plug(machine, kind)
+    with machine.paused():
+        attempt = device.unplug()
+        assert attempt == contract.silence(device, cause="machine paused")
+        assert device.unplug() == contract.repeat(device)
+    final = device.follow(attempt)
+    assert final.outcome is Outcome.REMOVED
+    assert final.views.guest is Presence.ABSENT
+
+
+def test_a_silent_device_vanishes_at_reset(machine: PseriesMachine, contract: Contract, kind: Kind) -> None:
+    """C33, M31, P22: failed twice, and then the reset removes what the guest kept. Nothing gives the device back."""
+    device = plug(machine, kind)
+    with silenced(machine, kind):
+        attempt = device.unplug()
+        assert attempt == contract.silence(device, cause=SILENCE[kind])
+        assert device.unplug() == contract.repeat(device)
+        since = machine.timeline.mark()
+        machine.reset(wait=False)
+    machine.await_ready(since)
+    assert device.follow(attempt) == contract.removal(device)
+    assert len(events_since(machine, since, "RESET")) == 1
+
+
+def test_a_device_that_stays_survives_a_reset(machine: PseriesMachine, contract: Contract, kind: Kind) -> None:
+    """C04, M04, P01: a reset removes only what is pending, and the device can be removed after it."""
+    device = plug(machine, kind)
+    machine.reset()
+    assert device.configured
+    assert device.unplug() == contract.removal(device)
+
+
+def test_before_the_guest_runs_a_removal_asks_nobody(
+    launch_machine: Callable[..., PseriesMachine], contract: Contract, kind: Kind
+) -> None:
+    """C41, M40, P30: at ``-S`` a device is removed at once, and the verdict says that this proves nothing about a guest."""
+    machine = launch_machine(boot=False)
+    device = plug(machine, kind)
+    attempt = device.unplug()
+    assert attempt == contract.unasked_removal(device)
+    assert attempt != contract.removal(device)
+
+
+def test_a_guest_that_keeps_its_device_can_give_up_the_others(machine: PseriesMachine, guest: Guest, contract: Contract) -> None:
+    """X02: a refused core, a silent DIMM and a removed PCI device, and each event goes to the right one."""
+    core, dimm, pci = (plug(machine, kind) for kind in Kind)
+    since = machine.timeline.mark()
+    with guest.memory.offline_refused(), guest.cpus.offline(0):
+        assert core.unplug() == contract.refusal(core, cause="last online CPU")
+        assert dimm.unplug() == contract.silence(dimm, cause="first LMB refused")
+        assert pci.unplug() == contract.removal(pci)
+    told = [
+        event["data"]["device"]
+        for event in events_since(machine, since, "DEVICE_DELETED", "DEVICE_UNPLUG_GUEST_ERROR")
+        if "device" in event["data"]
+    ]
+    assert told == [core.id, pci.id]

@@ -1,0 +1,106 @@
+"""PCI devices: rtas_errd and drmgr do the guest's part."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pytest_spapr import Contract, Guest, PseriesMachine
+from pytest_spapr.hotplug.pci import PciDevice
+
+
+def plug_rng(machine: PseriesMachine, _: Path) -> PciDevice:
+    return machine.pci.plug("virtio-rng-pci")
+
+
+def plug_net(machine: PseriesMachine, _: Path) -> PciDevice:
+    machine.qmp.execute("netdev_add", {"type": "hubport", "id": "extra", "hubid": 0})
+    # romfile: a network card on pseries has no use for its boot ROM, and not every build ships one.
+    return machine.pci.plug("virtio-net-pci", netdev="extra", romfile="")
+
+
+def plug_disk(machine: PseriesMachine, directory: Path) -> PciDevice:
+    disk = directory / "disk.raw"
+    disk.write_bytes(secrets.token_bytes(1 << 20))
+    machine.qmp.execute("blockdev-add", {"driver": "file", "filename": str(disk), "node-name": "disk"})
+    return machine.pci.plug("virtio-blk-pci", drive="disk")
+
+
+Plug = Callable[[PseriesMachine, Path], PciDevice]
+
+
+@pytest.mark.parametrize(("plug", "driver"), [(plug_rng, "virtio-pci"), (plug_net, "virtio-pci"), (plug_disk, "virtio-pci")])
+def test_a_pci_device_comes_and_goes(
+    machine: PseriesMachine, guest: Guest, contract: Contract, tmp_path: Path, plug: Plug, driver: str
+) -> None:
+    """P01."""
+    device = plug(machine, tmp_path)
+    assert guest.pci.functions()[device.address].driver == driver
+    assert device.unplug() == contract.removal(device)
+
+
+def test_a_disk_is_readable_until_it_is_gone(machine: PseriesMachine, guest: Guest, contract: Contract, tmp_path: Path) -> None:
+    """P01, P25: what is on the disk can be read while its removal is pending, and the node is free for another use afterwards."""
+    disk = plug_disk(machine, tmp_path)
+    on_host = hashlib.sha256((tmp_path / "disk.raw").read_bytes()).hexdigest()
+    checksum = "dd if=/dev/vda bs=64k iflag=direct 2>/dev/null | sha256sum || sha256sum /dev/vda"
+    assert guest.run("sha256sum /dev/vda").check().stdout.split()[0] == on_host, checksum
+    with guest.rtas_errd.killed():
+        attempt = disk.unplug()
+        assert attempt == contract.silence(disk, cause="rtas_errd absent")
+        guest.run("echo 3 > /proc/sys/vm/drop_caches").check()
+        assert guest.run("sha256sum /dev/vda").check().stdout.split()[0] == on_host
+    assert disk.follow(attempt) == contract.removal(disk)
+    assert guest.run("test ! -e /dev/vda").status == 0
+    machine.qmp.execute("blockdev-del", {"node-name": "disk"})
+
+
+def test_without_rtas_errd_nobody_answers_until_it_is_back(machine: PseriesMachine, guest: Guest, contract: Contract) -> None:
+    """P25, P26: no event, a rejected repeat, and a late completion when a new rtas_errd reads the event that the kernel kept."""
+    device = machine.pci.plug("virtio-rng-pci")
+    with guest.rtas_errd.killed():
+        attempt = device.unplug()
+        assert attempt == contract.silence(device, cause="rtas_errd absent")
+        assert device.unplug() == contract.repeat(device)
+    assert device.follow(attempt) == contract.removal(device)
+
+
+def test_a_stopped_rtas_errd_answers_late(machine: PseriesMachine, guest: Guest, contract: Contract) -> None:
+    """P25."""
+    device = machine.pci.plug("virtio-rng-pci")
+    with guest.rtas_errd.stopped():
+        attempt = device.unplug()
+        assert attempt == contract.silence(device, cause="rtas_errd absent")
+    assert device.follow(attempt) == contract.removal(device)
+
+
+def test_a_drmgr_that_waits_for_its_lock_is_told_from_one_that_works(
+    machine: PseriesMachine, guest: Guest, contract: Contract
+) -> None:
+    """P26: no DEVICE_UNPLUG_GUEST_ERROR for a PCI device, ever; the removal completes when the lock is free."""
+    device = machine.pci.plug("virtio-rng-pci")
+    with guest.drmgr.lock_held():
+        attempt = device.unplug()
+        assert attempt == contract.silence(device, cause="drmgr locked")
+        assert device.unplug() == contract.repeat(device)
+    assert device.follow(attempt) == contract.removal(device)
+
+
+def test_a_device_that_the_guest_never_configured_is_no_proof(machine: PseriesMachine, guest: Guest, contract: Contract) -> None:
+    """P25: plugged while rtas_errd is away, the device is removed at once and the guest was never asked."""
+    with guest.rtas_errd.killed():
+        device = machine.pci.plug("virtio-rng-pci", wait=False)
+        assert not device.configured
+        attempt = device.unplug()
+        assert attempt == contract.unasked_removal(device)
+        assert attempt != contract.removal(device)
+
+
+def test_a_bridge_is_not_given_up_but_what_is_behind_it_is(machine: PseriesMachine, contract: Contract) -> None:
+    """P28."""
+    bridge = machine.pci.plug("pci-bridge", chassis_nr=1)
+    assert bridge.unplug() == contract.rejection(bridge, cause="bridge")
