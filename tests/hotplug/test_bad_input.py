@@ -55,7 +55,7 @@ def test_a_bad_core_is_refused(machine: PseriesMachine, case: Case) -> None:
 
 def test_a_core_of_another_model_is_refused(machine: PseriesMachine) -> None:
     """C19."""
-    with nothing_changes(machine), pytest.raises(QmpRefused, match="CPU core type should be power9_v2.*-spapr-cpu-core"):
+    with nothing_changes(machine), pytest.raises(QmpRefused, match=r"CPU core type should be power9_v2.*-spapr-cpu-core"):
         machine.qmp.execute("device_add", {"driver": "power8_v2.0-spapr-cpu-core", "id": "bad", "core-id": 2})
 
 
