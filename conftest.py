@@ -1,0 +1,3 @@
+"""The package's own tests; pytest wants plugins for them named here."""
+
+pytest_plugins = ["pytester"]

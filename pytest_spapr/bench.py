@@ -1,0 +1,126 @@
+"""What one pytest process has at hand for its machines: settings, QEMU build, accelerator, guest image, and the run's summary."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+import pytest
+
+from pytest_spapr.config import Settings
+from pytest_spapr.errors import SpaprError
+from pytest_spapr.report.summary import Summary
+from pytest_spapr.supply import Unavailable, supply_accelerator, supply_build, supply_image
+
+if TYPE_CHECKING:
+    from pytest_spapr.cache import Cache
+    from pytest_spapr.images.store import GuestImage
+    from pytest_spapr.progress import Progress
+    from pytest_spapr.qemu.build import QemuBuild
+
+T = TypeVar("T")
+
+_NEEDS_BUILD = frozenset({"qemu_build", "spapr_harness", "launch_machine", "machine", "guest", "qmp", "contract"})
+_NEEDS_IMAGE = frozenset({"guest_image", "launch_machine", "machine", "guest", "qmp", "contract"})
+
+
+class Bench:
+    """One per pytest process, in ``config.stash[BENCH]``. Each thing is found or made once; an error stays the same error.
+
+    :param run_directory: where this run's artefacts go; made when there is the first.
+    """
+
+    def __init__(self, settings: Settings, run_directory: Path) -> None:
+        self.settings = settings
+        self.run_directory = run_directory
+        self.summary = Summary()
+        self._build: _Once[QemuBuild] = _Once()
+        self._accelerator: _Once[str] = _Once()
+        self._image: _Once[GuestImage] = _Once()
+
+    def cache(self) -> Cache:
+        from pytest_spapr.cache import Cache
+
+        return Cache(self.settings.cache_dir.value)
+
+    @property
+    def has_build(self) -> bool:
+        return self._build.value is not None
+
+    def build(self, progress: Progress | None = None) -> QemuBuild:
+        """Return the QEMU build under test. :raises SpaprError: see ``supply_build``."""
+        return self._build.get(lambda: supply_build(self.settings, self.cache(), progress or _silent()))
+
+    def accelerator(self) -> str:
+        """Return ``tcg`` or ``kvm``. :raises SpaprError: see ``supply_accelerator``."""
+        return self._accelerator.get(lambda: supply_accelerator(self.settings, self.build()))
+
+    def image(self, progress: Progress | None = None) -> GuestImage:
+        """Return the guest image. :raises SpaprError: see ``supply_image``."""
+        return self._image.get(lambda: supply_image(self.settings, self.cache(), progress or _silent()))
+
+    def prepare(self, items: Iterable[pytest.Item], progress: Progress) -> bool:
+        """Get what these tests need, before the first of them runs; return whether any needs a machine.
+
+        :raises pytest.UsageError: what the user asked for cannot be had. What a default lacks shows when a fixture needs it.
+        """
+        names = {name for item in items for name in getattr(item, "fixturenames", ())}
+        if names.isdisjoint(_NEEDS_BUILD | _NEEDS_IMAGE):
+            return False
+        self.obtain(progress, image=not names.isdisjoint(_NEEDS_IMAGE))
+        return True
+
+    def obtain(self, progress: Progress, *, image: bool = True) -> None:
+        """Get the QEMU build, the accelerator and, if named, the guest image. :raises pytest.UsageError: as :meth:`prepare`."""
+        try:
+            self.build(progress)
+            self.accelerator()
+            if image and self.settings.asked:
+                self.image(progress)
+        except Unavailable:
+            pass
+        except SpaprError as error:
+            if self.settings.asked or self.settings.accel.named:
+                raise pytest.UsageError(str(error)) from error
+        finally:
+            progress.done()
+
+    def facts(self) -> str:
+        """Return, in one line, what is tested; only what has been found by now."""
+        found = []
+        if build := self._build.value:
+            found.append(f"QEMU {'.'.join(map(str, build.version))} ({build.binary})")
+        if accelerator := self._accelerator.value:
+            found.append(accelerator)
+        if image := self._image.value:
+            found.append(f"image {image.name}, Linux {image.kernel_release}")
+        return ", ".join(found)
+
+
+BENCH = pytest.StashKey[Bench]()
+
+
+class _Once(Generic[T]):
+    """The result of the first call, or its error, for all later calls."""
+
+    def __init__(self) -> None:
+        self.value: T | None = None
+        self._error: SpaprError | None = None
+
+    def get(self, make: Callable[[], T]) -> T:
+        if self._error is not None:
+            raise self._error
+        if self.value is None:
+            try:
+                self.value = make()
+            except SpaprError as error:
+                self._error = error
+                raise
+        return self.value
+
+
+def _silent() -> Progress:
+    from pytest_spapr.progress import NullProgress
+
+    return NullProgress()

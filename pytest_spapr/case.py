@@ -1,0 +1,136 @@
+"""One test and its machines: what they were, how they end, what is reported about them."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_spapr.bench import BENCH
+from pytest_spapr.errors import MachineDied, SpaprError
+from pytest_spapr.markers import defect_reason, defects
+from pytest_spapr.report import artefacts, junit, summary
+from pytest_spapr.report.artefacts import Launch
+
+if TYPE_CHECKING:
+    from pytest_spapr.hotplug.defects import KnownDefect
+    from pytest_spapr.hotplug.pseries import PseriesMachine
+
+
+class Case:
+    """One per test that starts machines, in ``item.stash[CASE]``.
+
+    :ivar launches: every machine of the test, in order. :ivar failed: whether a phase has failed by now.
+    """
+
+    def __init__(self, item: pytest.Item) -> None:
+        bench = item.config.stash[BENCH]
+        self.launches: list[Launch] = []
+        self.failed = False
+        self._item = item
+        self._keep = bench.settings.keep.value
+        self._directory = artefacts.directory_for(bench.run_directory, item.nodeid)
+        self._artefacts: Path | None = None
+        self._defects: list[str] = []
+        self._kept: list[str] = []
+
+    def finish(self) -> None:
+        """End the machines, last one first, or let go of them where they are to be kept.
+
+        :raises ExceptionGroup: all that went wrong.
+        """
+        errors: list[Exception] = []
+        keep = self._keep == "always" or (self._keep == "failed" and self.failed)
+        for launch in reversed(self.launches):
+            if launch.machine is None:
+                continue
+            try:
+                if keep and launch.timeline.ended is None:
+                    self._kept.append(_how_to_reach(self._item.nodeid, launch.machine))
+                    launch.machine.release()
+                else:
+                    launch.machine.close()
+            except (SpaprError, OSError) as error:
+                errors.append(error)
+        if errors:
+            raise ExceptionGroup("ending the test's machines", errors)
+
+    def step(self, text: str) -> None:
+        """Write a step on every machine's timeline."""
+        for launch in self.launches:
+            launch.timeline.step(text)
+
+    def report(self, call: pytest.CallInfo[None], report: pytest.TestReport) -> None:
+        """Complete one phase's report. Never raises: what goes wrong here is told in the report."""
+        try:
+            self._report(call, report)
+        except Exception:  # noqa: BLE001 - an error here would end the whole run as INTERNALERROR and hide the test's own
+            report.sections.append(("spapr: could not report about the machines", traceback.format_exc()))
+
+    def _report(self, call: pytest.CallInfo[None], report: pytest.TestReport) -> None:
+        if report.failed:
+            self.failed = True
+            if defect := self._crash(call):
+                report.outcome = "skipped"
+                report.wasxfail = defect_reason(defect)  # pytest's own way to say xfailed
+                self._defects.append(defect.id)
+            self._save(report)
+        elif report.skipped and getattr(report, "wasxfail", "").startswith("known defect"):
+            self._defects.extend(defect.id for defect in defects(self._item))
+        if report.when == "teardown":
+            facts = summary.facts(self.launches)
+            facts["defects"] = self._defects
+            facts["artefacts"] = None if self._artefacts is None else str(self._artefacts)
+            facts["kept"] = self._kept
+            report.user_properties.extend(junit.properties(facts))
+            report.spapr = facts  # type: ignore[attr-defined]  # extra attributes travel with the report, see Summary
+
+    def _crash(self, call: pytest.CallInfo[None]) -> KnownDefect | None:
+        """Return the known defect that made this phase fail by killing QEMU."""
+        if call.excinfo is None or self._item.config.getoption("runxfail"):
+            return None
+        from pytest_spapr.hotplug.defects import crash_defect
+
+        died = any(isinstance(error, MachineDied) for error in _chain(call.excinfo.value))
+        for launch in self.launches:
+            machine = launch.machine
+            if machine is not None and (died or any(str(attempt.outcome) == "crashed" for attempt in machine.attempts)):
+                defect = crash_defect(machine)
+                if defect is not None:
+                    return defect
+        return None
+
+    def _save(self, report: pytest.TestReport) -> None:
+        shown = [artefacts.excerpt(launch.timeline) for launch in self.launches]
+        artefacts.save(self._directory, self.launches)
+        self._artefacts = self._directory
+        for number, text in enumerate(shown, start=1):
+            title = "spapr timeline" + (f" of machine {number}" if len(shown) > 1 else "")
+            report.sections.append((title, f"{text}\nThe whole of it, and more: {self._directory}"))
+
+
+CASE = pytest.StashKey[Case]()
+
+
+def case_of(item: pytest.Item) -> Case:
+    """Return the test's case, made at the first call."""
+    if CASE not in item.stash:
+        item.stash[CASE] = Case(item)
+    return item.stash[CASE]
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        if isinstance(error, BaseExceptionGroup):
+            for inner in error.exceptions:
+                yield from _chain(inner)
+        error = error.__cause__ or error.__context__
+
+
+def _how_to_reach(nodeid: str, machine: PseriesMachine) -> str:
+    login = f"log in: {machine.guest.ssh_command()}" if machine.has_guest else "it has no guest to log in to"
+    return f"{nodeid}\n  {login}\n  end it: kill {machine.process.pid}"

@@ -1,0 +1,229 @@
+"""Settings: what can be set, where from, and who wins.
+
+One function decides for every setting: mark > command line > environment > ini file > default. This is the only module that
+reads the process's environment.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+import platformdirs
+
+from pytest_spapr.errors import ConfigError
+
+T = TypeVar("T")
+Keep = Literal["never", "failed", "always"]
+
+
+class Source(StrEnum):
+    """Where a value comes from, in order of precedence."""
+
+    MARK = "mark"
+    COMMAND_LINE = "command line"
+    ENVIRONMENT = "environment"
+    INI = "ini file"
+    DEFAULT = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class Setting(Generic[T]):
+    """A value and where it comes from.
+
+    :ivar label: how the user wrote it, for messages: ``--spapr-qemu=7.2``, ``SPAPR_QEMU=7.2``.
+    """
+
+    value: T
+    source: Source
+    label: str = ""
+
+    @property
+    def named(self) -> bool:
+        """Whether the user named it: then it is an error when it is missing, where a default is a skip."""
+        return self.source is not Source.DEFAULT
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Option:
+    """One setting as the user meets it.
+
+    :ivar kind: ``place`` is a name, or a path when it has a slash; ``path`` always a path. Relative paths start at the current
+        directory, those of an ini file at that file's directory.
+    """
+
+    name: str
+    kind: Literal["text", "place", "path", "choice", "flag"]
+    help: str
+    metavar: str | None = None
+    choices: tuple[str, ...] = ()
+
+    @property
+    def option(self) -> str:
+        return "--spapr-" + self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        return f"SPAPR_{self.name.upper()}"
+
+    @property
+    def dest(self) -> str:
+        """The name in an ini file, and the attribute of parsed command line options."""
+        return f"spapr_{self.name}"
+
+    def label(self, source: Source, value: object) -> str:
+        """Return the setting as the user wrote it."""
+        if source is Source.COMMAND_LINE:
+            return self.option if self.kind == "flag" else f"{self.option}={value}"
+        return f"{self.variable if source is Source.ENVIRONMENT else self.dest}={value}"
+
+
+OPTIONS = (
+    Option(
+        name="qemu",
+        kind="place",
+        metavar="PATH|NAME",
+        help="QEMU under test: a qemu-system-ppc64 binary, or the name of a packaged build, e.g. 7.2. "
+        "Default: qemu-system-ppc64 on PATH, else the newest packaged build",
+    ),
+    Option(
+        name="image",
+        kind="place",
+        metavar="NAME|DIRECTORY",
+        help="guest image: a recipe's name, e.g. debian-12 (built when it is not in the cache), or the directory of a built image",
+    ),
+    Option(name="kernel", kind="path", metavar="VMLINUX", help="boot this guest kernel instead of the image's"),
+    Option(
+        name="modules",
+        kind="path",
+        metavar="DIR",
+        help="modules for --spapr-kernel, as `make modules_install INSTALL_MOD_PATH=DIR` leaves them",
+    ),
+    Option(
+        name="accel",
+        kind="choice",
+        choices=("tcg", "kvm", "auto"),
+        help="accelerator; auto (the default) is KVM where QEMU says that it can, else TCG",
+    ),
+    Option(
+        name="debian_mirror",
+        kind="text",
+        metavar="URL",
+        help="mirror for Debian packages. Default: the one of this machine's apt configuration",
+    ),
+    Option(
+        name="keep",
+        kind="choice",
+        choices=("never", "failed", "always"),
+        help="leave machines running after their test and print how to reach them. Such a machine outlives pytest, "
+        "also one that is killed: end it yourself with the command shown",
+    ),
+    Option(name="artefacts", kind="path", metavar="DIR", help="where failed tests leave their files. Default: artefacts/RUN"),
+    Option(name="cache_dir", kind="path", metavar="DIR", help="cache of QEMU builds, packages and guest images"),
+    Option(name="offline", kind="flag", help="never use the network; what is not in the cache is missing"),
+    Option(name="strict", kind="flag", help="fail a test where it would be skipped because QEMU or a guest image is missing"),
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """All settings, decided. The names are those of :data:`OPTIONS`."""
+
+    qemu: Setting[str | None]
+    image: Setting[str | None]
+    kernel: Setting[Path | None]
+    modules: Setting[Path | None]
+    accel: Setting[str]
+    debian_mirror: Setting[str | None]
+    keep: Setting[Keep]
+    artefacts: Setting[Path | None]
+    cache_dir: Setting[Path]
+    offline: Setting[bool]
+    strict: Setting[bool]
+
+    @property
+    def asked(self) -> bool:
+        """Whether the user asked for machines by naming any part of one: only then may something be downloaded."""
+        return self.qemu.named or self.image.named or self.kernel.named
+
+    def table(self) -> list[tuple[str, str, Source]]:
+        """Return (name, value, source) of every setting, for people."""
+        settings = [(field.name, getattr(self, field.name)) for field in fields(self)]
+        return [(name, "-" if setting.value is None else str(setting.value), setting.source) for name, setting in settings]
+
+
+def decide(name: str, layers: Mapping[Source, Mapping[str, Any]], default: T) -> Setting[Any | T]:
+    """Return the value of the layer with the highest precedence that has one; None and "" are none."""
+    for source in Source:
+        value = layers.get(source, {}).get(name)
+        if value is not None and value != "":
+            return Setting(value, source)
+    return Setting(default, Source.DEFAULT)
+
+
+def read(
+    command_line: Mapping[str, Any] | None = None,
+    ini: Mapping[str, Any] | None = None,
+    *,
+    environment: Mapping[str, str] | None = None,
+    ini_directory: Path | None = None,
+) -> Settings:
+    """Decide all settings.
+
+    :param command_line: values by name (without ``spapr_``); absent or None where not given.
+    :param ini: the same from an ini file. :param ini_directory: where its relative paths start.
+    :param environment: instead of the process's own, for tests.
+    :raises ConfigError: for a value outside its choices, and for ``modules`` without ``kernel``. Nothing is looked up on disk.
+    """
+    environ = os.environ if environment is None else environment
+    layers: dict[Source, Mapping[str, Any]] = {
+        Source.COMMAND_LINE: command_line or {},
+        Source.ENVIRONMENT: {option.name: environ.get(option.variable) for option in OPTIONS},
+        Source.INI: ini or {},
+    }
+    defaults: dict[str, Any] = {
+        "accel": "auto",
+        "keep": "never",
+        "offline": False,
+        "strict": False,
+        "cache_dir": platformdirs.user_cache_path("pytest-spapr"),
+    }
+    values: dict[str, Any] = {}
+    for option in OPTIONS:
+        setting = decide(option.name, layers, defaults.get(option.name))
+        if setting.named:
+            label = option.label(setting.source, setting.value)
+            base = ini_directory if setting.source is Source.INI and ini_directory else Path.cwd()
+            setting = Setting(_parse(option, setting.value, base, label), setting.source, label)
+        values[option.name] = setting
+    settings = Settings(**values)
+    if settings.modules.named and not settings.kernel.named:
+        raise ConfigError(
+            f"{settings.modules.label} names modules but no kernel: give the vmlinux that they belong to with --spapr-kernel."
+        )
+    return settings
+
+
+def _parse(option: Option, value: Any, base: Path, label: str) -> Any:
+    match option.kind:
+        case "flag":
+            return value if isinstance(value, bool) else _flag(str(value), label)
+        case "choice" if value not in option.choices:
+            raise ConfigError(f"{label}: must be one of {', '.join(option.choices)}.")
+        case "path":
+            return base / Path(value).expanduser()
+        case "place" if "/" in str(value):
+            return str(base / Path(value).expanduser())
+    return str(value)
+
+
+def _flag(text: str, label: str) -> bool:
+    if text.lower() in {"1", "true", "yes", "on"}:
+        return True
+    if text.lower() in {"0", "false", "no", "off"}:
+        return False
+    raise ConfigError(f"{label}: must be yes or no.")

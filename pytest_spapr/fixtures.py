@@ -1,0 +1,176 @@
+"""The fixtures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
+
+import pytest
+
+from pytest_spapr import markers
+from pytest_spapr.bench import BENCH, Bench
+from pytest_spapr.case import case_of
+from pytest_spapr.deadline import budgets
+from pytest_spapr.errors import SpaprError
+from pytest_spapr.report.artefacts import Launch
+from pytest_spapr.supply import Unavailable
+from pytest_spapr.timeline import Timeline
+
+if TYPE_CHECKING:
+    from pytest_spapr.guest.guest import Guest
+    from pytest_spapr.hotplug.contract import Contract
+    from pytest_spapr.hotplug.pseries import PseriesMachine
+    from pytest_spapr.images.store import GuestImage
+    from pytest_spapr.machine import Harness
+    from pytest_spapr.qemu.argv import MachineSpec
+    from pytest_spapr.qemu.build import QemuBuild
+    from pytest_spapr.qemu.qmp import Qmp
+
+
+class DefaultImage(Enum):
+    """Stands for the session's guest image."""
+
+    SESSION = "the session's guest image"
+
+
+SESSION_IMAGE: Final = DefaultImage.SESSION
+
+
+class LaunchMachine(Protocol):
+    """The type of the fixture ``launch_machine``."""
+
+    def __call__(
+        self, *, image: GuestImage | DefaultImage | None = SESSION_IMAGE, boot: bool = True, **shape: Any
+    ) -> PseriesMachine:
+        """Start one more machine for this test; it ends with the test.
+
+        Costs a boot: 3 s (VOF) to 9 s (SLOF) under TCG, 0.3 s without an image.
+
+        :param image: another guest image, or None for a machine that has none and stays in its firmware.
+        :param boot: False leaves the machine paused before its first instruction; ``machine.boot()`` goes on.
+        :param shape: as in ``@pytest.mark.spapr(...)``, and above what the marks say.
+        :raises ConfigError: an unknown or impossible shape. :raises LaunchFailed: QEMU did not start.
+        :raises BootFailed: the guest did not come up.
+        """
+        ...
+
+
+@pytest.fixture(scope="session")
+def qemu_build(request: pytest.FixtureRequest) -> QemuBuild:
+    """The QEMU build under test, probed."""
+    bench = request.config.stash[BENCH]
+    try:
+        return bench.build()
+    except SpaprError as error:
+        _give_up(bench, error)
+
+
+@pytest.fixture(scope="session")
+def guest_image(request: pytest.FixtureRequest) -> GuestImage:
+    """The guest image that machines boot."""
+    bench = request.config.stash[BENCH]
+    try:
+        return bench.image()
+    except SpaprError as error:
+        _give_up(bench, error)
+
+
+@pytest.fixture(scope="session")
+def spapr_accelerator(request: pytest.FixtureRequest) -> str:
+    """``tcg`` or ``kvm``."""
+    bench = request.config.stash[BENCH]
+    try:
+        return bench.accelerator()
+    except SpaprError as error:
+        _give_up(bench, error)
+
+
+@pytest.fixture(scope="session")
+def spapr_harness(qemu_build: QemuBuild, spapr_accelerator: str) -> Iterator[Harness]:
+    """What all machines of the session share."""
+    with harness(qemu_build, spapr_accelerator) as shared:
+        yield shared
+
+
+@pytest.fixture
+def launch_machine(request: pytest.FixtureRequest, spapr_harness: Harness, spapr_accelerator: str) -> Iterator[LaunchMachine]:
+    """A factory of machines for this test: ``launch_machine(cpus=2)``, ``launch_machine(image=None)``."""
+    item: pytest.Item = request.node
+    case = case_of(item)
+
+    def launch(*, image: GuestImage | DefaultImage | None = SESSION_IMAGE, boot: bool = True, **shape: Any) -> PseriesMachine:
+        chosen: GuestImage | None = request.getfixturevalue("guest_image") if isinstance(image, DefaultImage) else image
+        wanted = markers.shape(item) | markers.checked(shape, "launch_machine()")
+        spec = _with_hook_arguments(item, replace(markers.spec(wanted), accelerator=spapr_accelerator))
+        record = Launch(spec, Timeline())
+        record.timeline.step(f"machine for {item.nodeid}")
+        case.launches.append(record)
+        machine = start_machine(spapr_harness, spec, chosen, record.timeline, boot=boot)
+        record.machine = machine
+        hook = item.ihook
+        machine.observers.append(lambda attempt: hook.pytest_spapr_unplug_finished(machine=machine, attempt=attempt))
+        hook.pytest_spapr_machine_started(machine=machine)
+        return machine
+
+    yield launch
+    case.finish()
+
+
+@pytest.fixture
+def machine(launch_machine: LaunchMachine) -> PseriesMachine:
+    """A fresh machine with a booted guest, shaped by ``@pytest.mark.spapr(...)``. Costs a boot."""
+    return launch_machine()
+
+
+@pytest.fixture
+def guest(machine: PseriesMachine) -> Guest:
+    """The guest of ``machine``."""
+    return machine.guest
+
+
+@pytest.fixture
+def qmp(machine: PseriesMachine) -> Qmp:
+    """The monitor of ``machine``."""
+    return machine.qmp
+
+
+@pytest.fixture(scope="session")
+def contract(qemu_build: QemuBuild, guest_image: GuestImage) -> Contract:
+    """What this QEMU build promises together with the guest image's kernel."""
+    from pytest_spapr.hotplug.contract import Contract
+
+    return Contract(qemu_build.features, guest_image.kernel_release)
+
+
+@contextmanager
+def harness(build: QemuBuild, accelerator: str) -> Iterator[Harness]:
+    """Make what all machines of the session share; a seam for tests without QEMU."""
+    from pytest_spapr.machine import Harness
+    from pytest_spapr.qemu.qmp import QmpLoop
+
+    with QmpLoop() as loop:
+        yield Harness(build=build, loop=loop, budgets=budgets(accelerator))
+
+
+def start_machine(
+    shared: Harness, spec: MachineSpec, image: GuestImage | None, timeline: Timeline, *, boot: bool
+) -> PseriesMachine:
+    """Start a machine; a seam for tests without QEMU."""
+    from pytest_spapr.hotplug.pseries import PseriesMachine
+
+    return PseriesMachine.start(shared, spec, image, timeline, boot=boot)
+
+
+def _with_hook_arguments(item: pytest.Item, spec: MachineSpec) -> MachineSpec:
+    answers: list[list[str]] = item.ihook.pytest_spapr_machine_args(spec=spec)
+    return replace(spec, qemu_args=(*spec.qemu_args, *(word for answer in answers for word in answer)))
+
+
+def _give_up(bench: Bench, error: SpaprError) -> NoReturn:
+    """Skip for want of a default, unless the user is strict; fail for anything else."""
+    if isinstance(error, Unavailable) and not bench.settings.strict.value:
+        pytest.skip(str(error))
+    pytest.fail(str(error), pytrace=False)

@@ -1,0 +1,148 @@
+"""The marks, and what they ask for.
+
+``@pytest.mark.spapr(cpus=1, max_cpus=8)`` shapes the machine; of several marks the closest to the test wins, key by key.
+``@pytest.mark.spapr_defect("id")`` says that the test meets a known defect of QEMU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_spapr.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pytest_spapr.hotplug.defects import KnownDefect
+    from pytest_spapr.qemu.argv import MachineSpec
+    from pytest_spapr.qemu.build import QemuBuild
+
+MACHINE = "spapr"
+DEFECT = "spapr_defect"
+
+_NUMBER = (int,), "a whole number"
+_TEXT = (str,), "a string"
+_WORDS = (str, list, tuple), "a string or a list of strings"
+_SHAPE: Mapping[str, tuple[tuple[type, ...], str]] = {
+    "cpus": _NUMBER,
+    "max_cpus": _NUMBER,
+    "memory": _NUMBER,
+    "slots": _NUMBER,
+    "max_memory": _NUMBER,
+    "cpu": _TEXT,
+    "machine": _TEXT,
+    "kernel_args": _WORDS,
+    "qemu_args": _WORDS,
+    "firmware": _TEXT,
+}
+
+
+def register(config: pytest.Config) -> None:
+    """Make the marks known to ``pytest --markers`` and ``--strict-markers``."""
+    keys = ", ".join(f"{key}=" for key in _SHAPE)
+    config.addinivalue_line(
+        "markers", f"{MACHINE}({keys}): the machine of the test; sizes in MiB. The closest mark wins, key by key."
+    )
+    config.addinivalue_line(
+        "markers", f"{DEFECT}(id): the test meets this known defect; a strict xfail with the QEMU builds that have it."
+    )
+
+
+def validate(items: Iterable[pytest.Item]) -> None:
+    """Check the marks of all tests, before any runs.
+
+    :raises pytest.UsageError: naming each test with a bad mark, and what is allowed.
+    """
+    wrong: list[str] = []
+    for item in items:
+        try:
+            if any(item.iter_markers(MACHINE)):
+                spec(shape(item))
+            defects(item)
+        except ConfigError as error:
+            wrong.append(f"{item.nodeid}: {error}")
+    if wrong:
+        raise pytest.UsageError("\n".join(wrong))
+
+
+def shape(item: pytest.Item) -> dict[str, Any]:
+    """Return what the marks of a test say about its machine.
+
+    :raises ConfigError: for a positional argument, an unknown name or a value of the wrong type.
+    """
+    merged: dict[str, Any] = {}
+    for mark in reversed(list(item.iter_markers(MACHINE))):  # iter_markers starts with the closest
+        if mark.args:
+            raise ConfigError(f"@pytest.mark.{MACHINE} takes no positional arguments, got {mark.args[0]!r}. {_allowed()}")
+        merged.update(checked(mark.kwargs, f"@pytest.mark.{MACHINE}"))
+    return merged
+
+
+def checked(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return machine settings with their argument lists as tuples; a string is split at its blanks.
+
+    :raises ConfigError: for an unknown name or a value of the wrong type; ``where`` says who wrote it.
+    """
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in _SHAPE:
+            raise ConfigError(f"{where} knows no {key!r}. {_allowed()}")
+        types, expected = _SHAPE[key]
+        # bool is an int to isinstance, but never a size or a count
+        fits = isinstance(value, types) and not isinstance(value, bool)
+        if not fits:
+            raise ConfigError(f"{where}: {key} must be {expected}, got {value!r}.")
+        if types == _WORDS[0]:
+            result[key] = tuple(value.split()) if isinstance(value, str) else tuple(str(word) for word in value)
+        else:
+            result[key] = value
+    return result
+
+
+def spec(values: Mapping[str, Any]) -> MachineSpec:
+    """Return the machine that these settings describe.
+
+    :raises ConfigError: when they contradict each other.
+    """
+    from pytest_spapr.qemu.argv import MachineSpec
+
+    return MachineSpec(**values)
+
+
+def defects(item: pytest.Item) -> list[KnownDefect]:
+    """Return the known defects that a test is marked with.
+
+    :raises ConfigError: for an unknown id, or anything else than one id in a mark.
+    """
+    marks = list(item.iter_markers(DEFECT))
+    if not marks:
+        return []
+    from pytest_spapr.hotplug.defects import KNOWN_DEFECTS
+
+    found = []
+    for mark in marks:
+        if len(mark.args) != 1 or mark.kwargs:
+            raise ConfigError(f"@pytest.mark.{DEFECT} takes exactly one argument, the id of a known defect.")
+        if mark.args[0] not in KNOWN_DEFECTS:
+            raise ConfigError(
+                f"@pytest.mark.{DEFECT} names the unknown defect {mark.args[0]!r}. Known: {', '.join(sorted(KNOWN_DEFECTS))}."
+            )
+        found.append(KNOWN_DEFECTS[mark.args[0]])
+    return found
+
+
+def expect_defects(item: pytest.Item, build: QemuBuild, accelerator: str) -> None:
+    """Make a test a strict xfail for each of its known defects that this build has."""
+    for defect in defects(item):
+        if defect.applies(build, accelerator):
+            item.add_marker(pytest.mark.xfail(reason=defect_reason(defect), strict=True))
+
+
+def defect_reason(defect: KnownDefect) -> str:
+    """Return a known defect in one line."""
+    return f"known defect {defect.id}: {defect.summary} ({defect.reference})"
+
+
+def _allowed() -> str:
+    return f"Allowed: {', '.join(f'{key}=' for key in _SHAPE)}."

@@ -1,0 +1,226 @@
+"""The pytest plugin: hooks only. What they do stands in ``bench``, ``case``, ``fixtures``, ``markers`` and ``report``.
+
+Imported in every pytest run of an environment that has the package, so this module and what it imports at its top stay cheap.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_spapr import config as settings
+from pytest_spapr import hookspecs, markers
+from pytest_spapr.bench import BENCH, Bench
+from pytest_spapr.case import CASE
+from pytest_spapr.errors import ConfigError
+from pytest_spapr.fixtures import (  # noqa: F401 - pytest finds fixtures among a plugin's names
+    contract,
+    guest,
+    guest_image,
+    launch_machine,
+    machine,
+    qemu_build,
+    qmp,
+    spapr_accelerator,
+    spapr_harness,
+)
+from pytest_spapr.supply import check_named
+
+if TYPE_CHECKING:
+    from pytest_spapr.progress import Progress
+
+_WORKER_INPUT = "spapr_run_directory"
+_SIGTERM_STATUS = 128 + signal.SIGTERM
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("spapr", "pseries hot-unplug testing")
+    for option in settings.OPTIONS:
+        shape: dict[str, Any] = {"action": "store_true"} if option.kind == "flag" else {"metavar": option.metavar}
+        if option.choices:
+            shape = {"choices": option.choices}
+        text = f"{option.help}. [{option.variable}, ini {option.dest}]"
+        group.addoption(option.option, dest=option.dest, default=None, help=text, **shape)
+        parser.addini(option.dest, f"As {option.option}.", type="string", default=None)
+
+
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    pluginmanager.add_hookspecs(hookspecs)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    markers.register(config)
+    try:
+        decided = settings.read(
+            {option.name: config.getoption(option.dest) for option in settings.OPTIONS},
+            {option.name: config.getini(option.dest) for option in settings.OPTIONS},
+            ini_directory=None if config.inipath is None else config.inipath.parent,
+        )
+        check_named(decided)
+    except ConfigError as error:
+        raise pytest.UsageError(str(error)) from error
+    bench = Bench(decided, _run_directory(config, decided))
+    config.stash[BENCH] = bench
+    config.pluginmanager.register(_Account(bench), "spapr-account")
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    bench = config.stash[BENCH]
+    if not bench.settings.asked:
+        return []
+    named = [
+        f"{name} {value} ({source})" for name, value, source in bench.settings.table() if source is not settings.Source.DEFAULT
+    ]
+    return [f"spapr: {', '.join(named)}", f"spapr: cache {bench.settings.cache_dir.value}"]
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """With xdist, the process that collects nothing gets what was named, once, before its workers want it."""
+    config = session.config
+    if config.pluginmanager.hasplugin("dsession") and not config.option.collectonly:
+        bench = config.stash[BENCH]
+        if bench.settings.asked:
+            with _progress(config) as progress:
+                bench.obtain(progress)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    markers.validate(items)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish(session: pytest.Session) -> None:
+    config = session.config
+    if config.option.collectonly or session.testsfailed:
+        return
+    bench = config.stash[BENCH]
+    with _progress(config) as progress:
+        needed = bench.prepare(session.items, progress)
+    if needed:
+        _exit_on_sigterm(config)
+        reporter = config.pluginmanager.get_plugin("terminalreporter")
+        if reporter is not None and bench.facts():
+            reporter.write_line(f"spapr: {bench.facts()}")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Before pytest itself looks at xfail marks."""
+    if any(item.iter_markers(markers.DEFECT)):
+        bench = item.config.stash[BENCH]
+        if bench.has_build:
+            markers.expect_defects(item, bench.build(), bench.accelerator())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    if case := item.stash.get(CASE, None):
+        case.step("the test begins")
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if case := item.stash.get(CASE, None):
+        case.report(call, report)
+    return report
+
+
+def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str] | None:
+    if op != "==":
+        return None
+    # By class name and home, so that comparing anything else imports nothing.
+    for expectation, attempt in ((right, left), (left, right)):
+        if _is_ours(expectation, "Expectation") and _is_ours(attempt, "Attempt"):
+            lines: list[str] = expectation.explain(attempt)  # type: ignore[attr-defined]
+            return lines
+    return None
+
+
+def _is_ours(value: object, name: str) -> bool:
+    return type(value).__name__ == name and type(value).__module__.startswith("pytest_spapr.hotplug.")
+
+
+class _Account:
+    """Sums up the tests, in the process that has the terminal: reports of xdist's workers arrive there too."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        facts = getattr(report, "spapr", None)
+        if facts is not None:
+            self._bench.summary.add(facts)
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        summary = self._bench.summary
+        if not summary.machines:
+            return
+        terminalreporter.section("spapr")
+        for line in summary.lines(self._bench.run_directory):
+            terminalreporter.write_line(line)
+        if summary.kept:
+            terminalreporter.section("machines left running")
+            for text in summary.kept:
+                terminalreporter.write_line(text)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self, node: Any) -> None:
+        """All of xdist's workers write below the one directory of the run."""
+        node.workerinput[_WORKER_INPUT] = str(self._bench.run_directory)
+
+
+def _run_directory(config: pytest.Config, decided: settings.Settings) -> Path:
+    if decided.artefacts.value is not None:
+        return decided.artefacts.value
+    worker: dict[str, Any] = getattr(config, "workerinput", {})
+    if _WORKER_INPUT in worker:
+        return Path(worker[_WORKER_INPUT])
+    return config.rootpath / "artefacts" / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+
+
+@contextmanager
+def _progress(config: pytest.Config) -> Iterator[Progress]:
+    """Progress on the real standard error, past pytest's capturing."""
+    from pytest_spapr.progress import progress_for
+
+    capture = config.pluginmanager.get_plugin("capturemanager")
+    if capture is None:
+        yield progress_for(sys.stderr)
+        return
+    with capture.global_and_fixture_disabled():
+        yield progress_for(sys.stderr)
+
+
+def _exit_on_sigterm(config: pytest.Config) -> None:
+    """Have SIGTERM end the run as Ctrl-C does, fixtures and all: CI cancels with it, and Python would just die.
+
+    A second SIGTERM finds the old handler and ends the process at once; QEMU then dies with it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+
+    def leave(_number: int, _frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, before)
+        pytest.exit("SIGTERM", returncode=_SIGTERM_STATUS)
+
+    before = signal.signal(signal.SIGTERM, leave)
+
+    def restore() -> None:
+        signal.signal(signal.SIGTERM, before)
+
+    config.add_cleanup(restore)

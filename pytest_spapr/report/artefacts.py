@@ -1,0 +1,96 @@
+"""The files that a failed test leaves, and the part of the timeline that is shown with the failure."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pytest_spapr.errors import SpaprError
+from pytest_spapr.timeline import Lane, Timeline
+
+if TYPE_CHECKING:
+    from pytest_spapr.hotplug.pseries import PseriesMachine
+    from pytest_spapr.qemu.argv import MachineSpec
+
+_SLUG_LENGTH = 80
+_DMESG_SECONDS = 10.0
+_SHOWN = 40
+_SHOWN_AT_LEAST = 15
+_SHOWN_WIDTH = 200
+
+
+@dataclass(slots=True)
+class Launch:
+    """One machine of a test, or the try to start one.
+
+    :ivar machine: None while it starts, and when it did not.
+    """
+
+    spec: MachineSpec
+    timeline: Timeline
+    machine: PseriesMachine | None = None
+
+
+def directory_for(root: Path, nodeid: str) -> Path:
+    """Return a test's own directory: readable, short, and never that of another test."""
+    slug = re.sub(r"[^A-Za-z0-9]+", "-", nodeid).strip("-")
+    if len(slug) > _SLUG_LENGTH or slug != nodeid:
+        digest = hashlib.sha256(nodeid.encode()).hexdigest()[:8]
+        slug = f"{slug[-_SLUG_LENGTH:].strip('-')}-{digest}"
+    return root / slug
+
+
+def save(directory: Path, launches: Sequence[Launch]) -> None:
+    """Write everything known about a test's machines; a second machine's files go to ``machine-2`` and so on.
+
+    Costs a guest command if the guest runs. What cannot be had is said in ``dmesg.txt``, never raised.
+
+    :raises OSError: the directory cannot be written.
+    """
+    for number, launch in enumerate(launches, start=1):
+        target = directory if number == 1 else directory / f"machine-{number}"
+        target.mkdir(parents=True, exist_ok=True)
+        (target / "argv.txt").write_text(_argv(launch) + "\n", encoding="utf-8")
+        (target / "dmesg.txt").write_text(_dmesg(launch) + "\n", encoding="utf-8")
+        for name, lanes in (
+            ("console.txt", (Lane.CONSOLE,)),
+            ("kernel.txt", (Lane.KERNEL,)),
+            ("qmp.txt", (Lane.QMP, Lane.EVENT)),
+        ):
+            records = launch.timeline.since(0, *lanes)
+            (target / name).write_text("".join(f"{record}\n" for record in records), encoding="utf-8")
+        launch.timeline.write(target / "timeline.jsonl", target / "timeline.txt")
+
+
+def excerpt(timeline: Timeline) -> str:
+    """Return the timeline's part that a failure is about: from the last step on, but neither a glimpse nor a flood."""
+    records = timeline.since()
+    last_step = max((record.seq for record in records if record.lane is Lane.STEP), default=0)
+    start = max(min(last_step, len(records) - _SHOWN_AT_LEAST), len(records) - _SHOWN, 0)
+    lines = [str(record)[:_SHOWN_WIDTH] for record in records[start:]]
+    if timeline.ended is not None:
+        lines.append(f"the machine ended: {timeline.ended}")
+    return "\n".join(lines)
+
+
+def _argv(launch: Launch) -> str:
+    if launch.machine is None:
+        return f"the machine did not start; it was to be {launch.spec}"
+    return " \\\n  ".join(shlex.quote(word) for word in launch.machine.process.argv)
+
+
+def _dmesg(launch: Launch) -> str:
+    machine = launch.machine
+    if machine is None or not machine.has_guest:
+        return "not taken: no guest was up"
+    try:
+        if not machine.guest.usable:
+            return "not taken: the machine was not running, see kernel.txt"
+        return machine.guest.run("dmesg", seconds=_DMESG_SECONDS).stdout
+    except SpaprError as error:
+        return f"not taken: {error}"

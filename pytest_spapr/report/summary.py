@@ -1,0 +1,112 @@
+"""What a run's machines did, counted test by test and told in a few lines.
+
+A test's facts are plain dicts and lists, so that they travel with its report from another process.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from pytest_spapr.report.artefacts import Launch
+
+if TYPE_CHECKING:
+    from pytest_spapr.qemu.build import QemuBuild
+
+_TIGHTEST = 3
+
+
+class Facts(TypedDict):
+    """What one test's machines did.
+
+    ``margins``: the waits that used most of their budget, as (what, used seconds, budget seconds).
+    """
+
+    qemu: str
+    kernel: str
+    accel: str
+    machines: int
+    booted: int
+    outcomes: dict[str, int]
+    defects: list[str]
+    margins: list[tuple[str, float, float]]
+    artefacts: str | None
+    kept: list[str]
+
+
+def facts(launches: Sequence[Launch]) -> Facts:
+    """Return what is known about the machines of a test."""
+    machines = [launch.machine for launch in launches if launch.machine is not None]
+    booted = [machine for machine in machines if machine.has_guest]
+    kernels = [machine.image.kernel_release for machine in machines if machine.image is not None]
+    waits = [(margin.what, margin.used, margin.budget) for launch in launches for margin in launch.timeline.margins]
+    return Facts(
+        qemu=build_name(machines[0].build) if machines else "",
+        kernel=kernels[0] if kernels else "",
+        accel=launches[0].spec.accelerator,
+        machines=len(launches),
+        booted=len(booted),
+        outcomes=dict(Counter(str(attempt.outcome) for machine in machines for attempt in machine.attempts)),
+        defects=[],
+        margins=_tightest(waits),
+        artefacts=None,
+        kept=[],
+    )
+
+
+def build_name(build: QemuBuild) -> str:
+    """Return a QEMU build's version and where it is from, e.g. ``QEMU 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18+b2)``."""
+    version = ".".join(map(str, build.version))
+    return f"QEMU {version} ({build.package or build.binary})"
+
+
+class Summary:
+    """The sum of all tests' facts."""
+
+    def __init__(self) -> None:
+        self.machines = 0
+        self._booted = 0
+        self._named: dict[str, Counter[str]] = {"qemu": Counter(), "kernel": Counter(), "accel": Counter()}
+        self._outcomes: Counter[str] = Counter()
+        self._defects: Counter[str] = Counter()
+        self._margins: list[tuple[str, float, float]] = []
+        self._artefacts: list[str] = []
+        self.kept: list[str] = []
+
+    def add(self, one: Facts) -> None:
+        """Count one test."""
+        self.machines += one["machines"]
+        self._booted += one["booted"]
+        for name, counter in self._named.items():
+            if value := str(one[name]):  # type: ignore[literal-required]
+                counter[value] += one["machines"]
+        self._outcomes.update(one["outcomes"])
+        self._defects.update(one["defects"])
+        self._margins = _tightest([*self._margins, *((what, used, budget) for what, used, budget in one["margins"])])
+        if one["artefacts"]:
+            self._artefacts.append(one["artefacts"])
+        self.kept.extend(one["kept"])
+
+    def lines(self, artefacts: object) -> list[str]:
+        """Return the summary.
+
+        :param artefacts: the directory above all tests' artefacts.
+        """
+        rows = [("tested", ", ".join(filter(None, (" and ".join(counter) for counter in self._named.values()))))]
+        rows.append(("machines", f"{self.machines} started, {self._booted} with a booted guest"))
+        rows.append(("attempts", _counts(self._outcomes) or "none"))
+        rows.append(("known defects met", _counts(self._defects) or "none"))
+        tight = (f"{what}: {used:.1f} of {budget:.0f} s" for what, used, budget in self._margins)
+        rows.extend(("tightest waits" if first else "", text) for first, text in zip((True, False, False), tight, strict=False))
+        if self._artefacts:
+            rows.append(("artefacts", f"{artefacts} ({len(self._artefacts)} tests)"))
+        return [f"{name:<18} {text}" for name, text in rows]
+
+
+def _tightest(margins: Iterable[tuple[str, float, float]]) -> list[tuple[str, float, float]]:
+    return sorted(margins, key=lambda margin: margin[1] / margin[2] if margin[2] else 1.0, reverse=True)[:_TIGHTEST]
+
+
+def _counts(counter: Counter[str] | dict[str, Any]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in sorted(counter.items()))

@@ -1,0 +1,137 @@
+"""Finds or makes what a run needs: the QEMU build, the accelerator, the guest image.
+
+What the user named and cannot be had is an error. Where nothing was named and a default is not at hand, :class:`Unavailable` says
+so. Nothing is downloaded for a run whose user named no part of a machine: an unrelated test run must not fetch a Linux kernel.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pytest_spapr.config import Settings
+from pytest_spapr.errors import ConfigError, SpaprError
+
+if TYPE_CHECKING:
+    from pytest_spapr.cache import Cache
+    from pytest_spapr.images.store import GuestImage
+    from pytest_spapr.progress import Progress
+    from pytest_spapr.qemu.build import QemuBuild
+
+BINARY = "qemu-system-ppc64"
+DEFAULT_IMAGE = "debian-12"
+
+
+class Unavailable(SpaprError):
+    """A default is not at hand; nothing was named, so the tests that need it are skipped."""
+
+
+def supply_build(settings: Settings, cache: Cache, progress: Progress) -> QemuBuild:
+    """Return the QEMU build under test, fetched into the cache if need be, and probed.
+
+    :raises ConfigError: what was named does not exist, or is not in the cache when offline.
+    :raises BuildError: it is no usable qemu-system-ppc64. :raises Unavailable: nothing named, and nothing at hand.
+    """
+    from pytest_spapr.qemu.build import probe
+
+    setting = settings.qemu
+    if setting.value is None:
+        path = shutil.which(BINARY)
+        return probe((path,), {}, Path(path), cache, BINARY) if path else _packaged(settings, None, cache, progress)
+    if "/" not in setting.value:
+        from pytest_spapr.builds import packages
+
+        if setting.value in packages.SOURCES:
+            return _packaged(settings, setting.value, cache, progress)
+        path = shutil.which(setting.value)
+        if path is None:
+            raise ConfigError(
+                f"{setting.label}: no packaged build has this name (there are {', '.join(packages.SOURCES)}) "
+                f"and no command on PATH. Give one of these names or the path of a {BINARY}."
+            )
+        return probe((path,), {}, Path(path), cache, setting.value)
+    binary = Path(setting.value)
+    if not binary.exists():
+        raise ConfigError(
+            f"{setting.label}: there is no such file. Give the path of a {BINARY} binary or a packaged build's name."
+        )
+    return probe((str(binary),), {}, binary, cache, str(binary))
+
+
+def _packaged(settings: Settings, name: str | None, cache: Cache, progress: Progress) -> QemuBuild:
+    from pytest_spapr.builds import packages
+    from pytest_spapr.qemu.build import probe
+
+    wanted = name or packages.DEFAULT_BUILD
+    package = next((build for build in packages.cached(cache) if build.name == wanted), None)
+    if package is None:
+        mirror = _mirror(
+            settings,
+            what=f"the QEMU build {wanted}" if name else f"no {BINARY} is on PATH, and the QEMU build {wanted}",
+            instead=f"Give --spapr-qemu=PATH, or --spapr-qemu={wanted} to fetch the build",
+        )
+        package = packages.fetch(wanted, cache, mirror, progress)
+    return probe(package.command, package.env, package.binary, cache, package.name)
+
+
+def _mirror(settings: Settings, what: str, instead: str) -> str:
+    """Return the mirror to fetch ``what`` from, if anything may be fetched at all."""
+    from pytest_spapr.debian.mirror import find_mirror
+
+    if settings.offline.value:
+        raise (ConfigError if settings.asked else Unavailable)(
+            f"{what} is not in the cache, and {settings.offline.label} forbids to fetch it. {instead} once, online."
+        )
+    if not settings.asked:
+        raise Unavailable(f"{what} is not in the cache. {instead}.")
+    return find_mirror(settings.debian_mirror.value)
+
+
+def supply_accelerator(settings: Settings, build: QemuBuild) -> str:
+    """Return ``kvm`` or ``tcg``.
+
+    :raises ConfigError: the one named is not to be had with this build on this host; QEMU was asked, not ``/dev/kvm``, which says
+        nothing about ppc64 guests.
+    """
+    wanted = settings.accel.value
+    if wanted == "auto":
+        return "kvm" if "kvm" in build.accelerators else "tcg"
+    if wanted not in build.accelerators:
+        have = ", ".join(sorted(build.accelerators)) or "none"
+        raise ConfigError(
+            f"{settings.accel.label}: {wanted.upper()} was asked for, but {build.version_text} says that it can only do {have} here. "
+            + ("KVM needs a ppc64 host with the kvm_hv or kvm_pr module; " if wanted == "kvm" else "")
+            + "leave the option out to use what there is."
+        )
+    return wanted
+
+
+def supply_image(settings: Settings, cache: Cache, progress: Progress) -> GuestImage:
+    """Return the guest image, built if it was named and is not in the cache, and with the user's kernel if there is one.
+
+    :raises ConfigError: a file that was named does not exist, or the image is not in the cache when offline.
+    :raises ImageError: unknown or broken. :raises Unavailable: nothing named, and the default is not in the cache.
+    """
+    from pytest_spapr.images.build import resolve, with_kernel
+
+    name = settings.image.value or DEFAULT_IMAGE
+    instead = f"Give --spapr-image=DIRECTORY, or --spapr-image={name} to build it"
+    image = resolve(name, cache, lambda: _mirror(settings, f"the guest image {name}", instead), progress)
+    kernel = settings.kernel.value
+    return image if kernel is None else with_kernel(image, kernel, settings.modules.value, cache)
+
+
+def check_named(settings: Settings) -> None:
+    """Check that the files and directories that were named exist: cheap, for the very start of a run.
+
+    :raises ConfigError: naming the first that does not.
+    """
+    kernel, modules = settings.kernel, settings.modules
+    if kernel.value is not None and not kernel.value.is_file():
+        raise ConfigError(f"{kernel.label}: there is no such file. Give the vmlinux of a ppc64 kernel.")
+    if modules.value is not None and not modules.value.is_dir():
+        raise ConfigError(f"{modules.label}: there is no such directory. Give the INSTALL_MOD_PATH of `make modules_install`.")
+    for place, what in ((settings.qemu, f"{BINARY} binary"), (settings.image, "directory of a guest image")):
+        if place.value is not None and "/" in place.value and not Path(place.value).exists():
+            raise ConfigError(f"{place.label}: there is no such file or directory. Give the {what}, or a name without a slash.")
