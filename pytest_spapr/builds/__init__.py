@@ -1,0 +1,1 @@
+"""QEMU builds: made or fetched, and kept in the cache."""

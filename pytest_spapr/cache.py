@@ -1,0 +1,182 @@
+"""The cache directory: everything fetched or built, in entries that are whole or absent.
+
+::
+
+    ROOT/<kind>/<key>/     an entry; appears by one rename, so a killed run leaves nothing that is taken for whole
+    ROOT/tmp/              entries being made; what a killed run left here is swept by the next one that makes the same entry
+    ROOT/locks/
+
+The directories are private to their owner: an image holds a private key.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import filelock
+
+from pytest_spapr.errors import CacheError
+from pytest_spapr.progress import NullProgress, Progress
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+~-]*")
+_RELOCATE = "Set SPAPR_CACHE_DIR to a directory"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One finished entry. :ivar size: bytes on disk."""
+
+    kind: str
+    key: str
+    path: Path
+    size: int
+
+
+class Cache:
+    """The cache below ``root``, which is made when it is first written to.
+
+    Safe for concurrent runs that hold :meth:`lock` while they make an entry.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.absolute()
+
+    def entry(self, kind: str, key: str) -> Path:
+        """Return where the entry is or would be.
+
+        :raises ValueError: when a name could leave the cache.
+        """
+        for name in (kind, key):
+            if not _NAME.fullmatch(name):
+                raise ValueError(f"{name!r} cannot name a cache entry")
+        return self.root / kind / key
+
+    def directory(self, kind: str, key: str) -> Path:
+        """Return a directory of the cache that is changed in place, making it; for state that needs no wholeness of its own."""
+        path = self.entry(kind, key)
+        with cache_errors(path):
+            self._make(path)
+        return path
+
+    @contextmanager
+    def publish(self, kind: str, key: str) -> Iterator[Path]:
+        """Yield an empty directory that becomes the entry when the block ends well, and is removed when it does not.
+
+        An entry that is there already is replaced. The caller holds :meth:`lock` for this entry.
+
+        :raises CacheError: when the disk is full or not writable; nothing is left behind then.
+        """
+        final = self.entry(kind, key)
+        scratch_root = self.root / "tmp"
+        prefix = f"{kind}-{key}."
+        with cache_errors(final):
+            self._make(scratch_root)
+            for stale in scratch_root.glob(f"{prefix}*"):
+                shutil.rmtree(stale, ignore_errors=True)
+            scratch = Path(tempfile.mkdtemp(prefix=prefix, dir=scratch_root))
+            try:
+                content = scratch / "new"
+                content.mkdir(mode=0o700)
+                yield content
+                self._make(final.parent)
+                if final.exists():
+                    final.rename(scratch / "old")
+                content.rename(final)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+
+    @contextmanager
+    def lock(self, name: str, progress: Progress | None = None) -> Iterator[None]:
+        """Hold the lock ``name`` against other runs; says so through ``progress`` when it has to wait for one."""
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"{name!r} cannot name a lock")
+        with cache_errors(self.root):
+            directory = self.root / "locks"
+            self._make(directory)
+            lock = filelock.FileLock(directory / f"{name}.lock")
+            try:
+                lock.acquire(timeout=0)
+            except filelock.Timeout:
+                (progress or NullProgress()).phase(f"waiting for another run that holds {name}")
+                lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def entries(self, kind: str) -> list[Entry]:
+        """Return all entries of ``kind``, by key. Reads every file's size: tens of milliseconds per thousand files."""
+        directory = self.root / kind
+        if not directory.is_dir():
+            return []
+        return [Entry(kind, path.name, path, _size(path)) for path in sorted(directory.iterdir()) if path.is_dir()]
+
+    def remove(self, kind: str, key: str) -> bool:
+        """Remove the entry; return whether there was one. It vanishes by one rename, so it is never half there."""
+        final = self.entry(kind, key)
+        with cache_errors(final):
+            if not final.exists():
+                return False
+            self._make(self.root / "tmp")
+            scratch = Path(tempfile.mkdtemp(prefix=f"{kind}-{key}.", dir=self.root / "tmp"))
+            final.rename(scratch / "old")
+            shutil.rmtree(scratch)
+        return True
+
+    def require_space(self, size: int, what: str) -> None:
+        """Check that ``size`` bytes fit.
+
+        :raises CacheError: saying how much ``what`` needs and how much is free.
+        """
+        with cache_errors(self.root):
+            self._make(self.root)
+            free = shutil.disk_usage(self.root).free
+        if free < size:
+            raise CacheError(
+                f"{what} needs {megabytes(size)} in {self.root}, but only {megabytes(free)} are free. Free some, or "
+                f"{_RELOCATE[0].lower()}{_RELOCATE[1:]} on a larger file system."
+            )
+
+    def _make(self, directory: Path) -> None:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+@contextmanager
+def cache_errors(path: Path) -> Iterator[None]:
+    """Turn the operating system's errors about ``path`` that its user can mend into a CacheError that says how."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or path
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise CacheError(full_disk(path)) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise CacheError(
+                f"cannot write to the cache: {where}: {error.strerror}. {_RELOCATE} that you may write to."
+            ) from error
+        if error.errno in (errno.ENOTDIR, errno.EEXIST):
+            raise CacheError(f"cannot use the cache: {where}: {error.strerror}. {_RELOCATE}.") from error
+        raise
+
+
+def full_disk(path: Path) -> str:
+    """Return the message for a full disk at ``path``."""
+    existing = next(parent for parent in (path, *path.parents) if parent.exists())
+    free = megabytes(shutil.disk_usage(existing).free)
+    return f"no space left while writing to {path} ({free} free). Free some, or set SPAPR_CACHE_DIR to a larger file system."
+
+
+def megabytes(size: int) -> str:
+    """Return ``size`` bytes in words."""
+    return f"{size / 1e6:.1f} MB"
+
+
+def _size(directory: Path) -> int:
+    return sum(path.lstat().st_size for path in directory.rglob("*") if not path.is_dir())

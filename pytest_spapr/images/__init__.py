@@ -1,0 +1,1 @@
+"""Guest images: a kernel and an initramfs, built from a recipe and kept in the cache."""
