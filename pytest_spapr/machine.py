@@ -9,18 +9,17 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
-from pytest_spapr.images.image import GuestImage
-from pytest_spapr.qemu.argv import Channels, MachineSpec, argv
-from pytest_spapr.qemu.build import QemuBuild
-from pytest_spapr.qemu.channels import LineChannel
-from pytest_spapr.qemu.process import QemuProcess
-from pytest_spapr.qemu.qmp import Qmp, QmpLoop
-
 from pytest_spapr.deadline import Budgets, Deadline
-from pytest_spapr.errors import BootFailed, DeadlineExpired, MachineError
+from pytest_spapr.errors import BootFailed, DeadlineExpired, LaunchFailed, MachineDied, MachineError
 from pytest_spapr.guest.guest import Guest
 from pytest_spapr.guest.kernel_log import kmsg_text
 from pytest_spapr.guest.ssh import Ssh
+from pytest_spapr.images.store import GuestImage
+from pytest_spapr.qemu.argv import Channels, MachineSpec, argv
+from pytest_spapr.qemu.build import QemuBuild
+from pytest_spapr.qemu.channels import LineReader
+from pytest_spapr.qemu.process import QemuProcess, exit_in_words
+from pytest_spapr.qemu.qmp import Qmp, QmpLoop
 from pytest_spapr.timeline import Lane, Record, Timeline
 
 _READY: Final = "init: ready"
@@ -222,20 +221,40 @@ class Machine:
                 ours[name], theirs[name] = socket.socketpair()
                 made.callback(theirs[name].close)
             channels = Channels(**{name: end.fileno() for name, end in theirs.items()})
-            for name, lane in (("console", Lane.CONSOLE), ("kernel", Lane.KERNEL), ("service", Lane.SERVICE)):
-                decode = kmsg_text if lane is Lane.KERNEL else None
-                self._resources.callback(LineChannel(ours[name], self.timeline, lane, decode=decode).close)
+            for name, hear in (("console", self._hear_console), ("kernel", self._hear_kernel), ("service", self._hear_service)):
+                # The reader ends when QEMU closes its end.
+                LineReader(ours[name].detach(), hear, name=name)
             self.process = QemuProcess(
-                self.build,
                 argv(self.build, self.spec, self.image, channels),
                 self.timeline,
+                env=self.build.env,
                 pass_fds=tuple(channels),
                 dies_with_parent=not self._harness.keep,
             )
             self._resources.callback(self.process.close)
         deadline = Deadline(self.budgets.launch)
-        self.qmp = Qmp.connect(ours["qmp"], self._harness.loop, self.timeline, deadline)
+        self.qmp = self._connect(ours["qmp"], deadline)
         self._resources.callback(self.qmp.close)
+
+    def _connect(self, sock: socket.socket, deadline: Deadline) -> Qmp:
+        try:
+            return Qmp.connect(sock, self._harness.loop, self.timeline, deadline, seconds=self.budgets.qmp)
+        except MachineDied as died:
+            what = (
+                f"QEMU did not start: {exit_in_words(died.exit_status or 0)}.\nIt was started as: {self.process.command_line()}"
+            )
+            raise LaunchFailed(what, died.exit_status, died.stderr) from died
+
+    def _hear_console(self, line: str) -> None:
+        self.timeline.record(Lane.CONSOLE, line)
+
+    def _hear_kernel(self, line: str) -> None:
+        # Lines that begin with a space carry a record's properties (" SUBSYSTEM=pci"), which nobody asked for.
+        if not line.startswith(" "):
+            self.timeline.record(Lane.KERNEL, kmsg_text(line))
+
+    def _hear_service(self, line: str) -> None:
+        self.timeline.record(Lane.SERVICE, line)
 
     def _meet_guest(self, image: GuestImage) -> Guest:
         listing = self.qmp.hmp("info usernet")

@@ -27,9 +27,13 @@ class GuestCpus:
 
     def by_hardware_id(self) -> dict[int, int]:
         """Return, for each present CPU, its hardware id (the low bits of its core's DRC index) to its number."""
-        listing = self._shell.run(f"grep -s . {_SYSFS}/cpu[0-9]*/physical_id || true").stdout
-        pairs = (line.rsplit(":", 1) for line in listing.splitlines())
-        return {int(number): int(path.split("/cpu")[-1].split("/")[0]) for path, number in pairs if int(number) >= 0}
+        listing = self._shell.run(f"cat {_SYSFS}/present && grep . {_SYSFS}/cpu[0-9]*/physical_id").check().stdout
+        ranges, *lines = listing.splitlines()
+        # A CPU that is merely possible has a physical_id too, often that of CPU 0.
+        present = parse_ranges(ranges)
+        pairs = (line.rsplit(":", 1) for line in lines)
+        numbers = {int(path.split("/cpu")[-1].split("/")[0]): int(hardware) for path, hardware in pairs}
+        return {hardware: cpu for cpu, hardware in numbers.items() if cpu in present}
 
     def set_online(self, cpu: int, online: bool) -> None:
         """Bring one CPU online or take it offline.

@@ -13,11 +13,11 @@ from pytest_spapr.timeline import Lane, Record
 
 _KMSG = re.compile(r"^(?P<priority>\d+),(?P<seq>\d+),(?P<usec>\d+),[^;]*;(?P<text>.*)$")
 
-CORE_ADDED: Final = re.compile(r"Successfully added CPU, drc index: (?P<drc>[0-9a-f]+)")
-CORE_ADD_FAILED: Final = re.compile(r"(Failed to (add|online|acquire).*CPU|Cannot find CPU|CPU with drc index .* already exists)")
+CORE_ADDED: Final = re.compile(r"Successfully added CPU .*drc index: (?P<drc>[0-9a-f]+)")
+CORE_ADD_FAILED: Final = re.compile(r"pseries-hotplug-cpu: (Failed|Cannot|CPU with drc index)")
 CORE_REMOVAL_BEGAN: Final = re.compile(r"Attempting to remove CPU .*drc index: (?P<drc>[0-9a-f]+)")
-CORE_REMOVAL_FAILED: Final = re.compile(r"(Failed to (offline|remove|release|detach).*CPU|Cannot find CPU \(drc index)")
-CORE_REMOVED: Final = re.compile(r"Successfully removed CPU, drc index: (?P<drc>[0-9a-f]+)")
+CORE_REMOVAL_FAILED: Final = re.compile(r"pseries-hotplug-cpu: (Failed|Cannot)")
+CORE_REMOVED: Final = re.compile(r"Successfully removed CPU.*drc index: (?P<drc>[0-9a-f]+)")
 LMB_ADDED: Final = re.compile(r"Memory at [0-9a-f]+ \(drc index (?P<drc>[0-9a-f]+)\) was hot-added")
 MEMORY_ADD_FAILED: Final = re.compile(r"Memory (indexed-count|hot|index)-?add failed")
 MEMORY_REMOVAL_BEGAN: Final = re.compile(r"Attempting to hot-remove .*LMB")

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from pytest_spapr.images.image import GuestImage
+from pytest_spapr.images.store import GuestImage
 from pytest_spapr.qemu.argv import MachineSpec
 
 from pytest_spapr.hotplug.attempt import Attempt

@@ -45,7 +45,7 @@ def test_ranges(text: str, numbers: set[int]) -> None:
 
 def test_cpus_by_hardware_id() -> None:
     base = "/sys/devices/system/cpu"
-    listing = f"{base}/cpu0/physical_id:0\n{base}/cpu12/physical_id:8\n{base}/cpu3/physical_id:-1\n"
+    listing = f"0,12\n{base}/cpu0/physical_id:0\n{base}/cpu12/physical_id:8\n{base}/cpu3/physical_id:0\n"
     assert GuestCpus(ScriptedShell(lambda _: (0, listing))).by_hardware_id() == {0: 0, 8: 12}
 
 
@@ -150,7 +150,7 @@ def test_who_holds_the_lock_of_drmgr() -> None:
 def test_kernel_log_lines() -> None:
     assert kernel_log.kmsg_text("6,339,5140900,-;NET: Registered; really") == "NET: Registered; really"
     assert kernel_log.kmsg_text(" SUBSYSTEM=pci") == " SUBSYSTEM=pci"
-    kernel = Record(0, 0.0, Lane.KERNEL, "pseries-hotplug-cpu: Successfully added CPU, drc index: 10000001")
+    kernel = Record(0, 0.0, Lane.KERNEL, "pseries-hotplug-cpu: Successfully added CPU PowerPC,POWER9, drc index: 10000001")
     match = kernel_log.says(kernel, kernel_log.CORE_ADDED)
     assert match is not None
     assert int(match["drc"], 16) == 0x10000001

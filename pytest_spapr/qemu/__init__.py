@@ -1,0 +1,1 @@
+"""One QEMU process: what a build can do, its command line, its monitor, its consoles."""

@@ -1,0 +1,149 @@
+"""What a machine is, and the one pure function that turns it into QEMU's command line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+
+from pytest_spapr.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pytest_spapr.images.store import GuestImage
+    from pytest_spapr.qemu.build import QemuBuild
+
+#: MiB of an LMB: what pseries memory comes in.
+LMB_MIB: Final = 256
+
+_DEBUGGED: Final = "; ".join(
+    f"file arch/powerpc/platforms/pseries/{name}.c +p" for name in ("hotplug-cpu", "hotplug-memory", "dlpar")
+)
+
+#: Errors and worse on the console, everything in the kernel log stream; a panicked guest stays as it is; and the ``pr_debug`` lines
+#: of the hotplug code, without which a core's removal leaves no trace in the guest.
+DEFAULT_KERNEL_ARGS: Final = ("console=hvc0", "loglevel=4", "panic=0", f'"dyndbg={_DEBUGGED}"')
+
+# ibm,configure-connector and friends need no device in the boot slots; slot 0 has the network card, tests get the others.
+_NETWORK_SLOT: Final = "0x0"
+_SANDBOX: Final = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+
+
+class Channels(NamedTuple):
+    """QEMU's ends of the socket pairs, as file descriptors that it inherits."""
+
+    qmp: int
+    console: int
+    kernel: int
+    service: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MachineSpec:
+    """What a test asks of a machine.
+
+    :ivar cpus: cores at boot. :ivar max_cpus: core slots. Under TCG also bounds all cores ever made in one process.
+    :ivar memory: MiB at boot. :ivar slots: DIMM slots. :ivar max_memory: MiB with all DIMMs.
+    :ivar cpu: model, as ``-cpu``. :ivar machine: type, as ``-machine``, e.g. ``pseries-7.2``.
+    :ivar kernel_args: more of the guest's kernel command line. :ivar qemu_args: more of QEMU's command line.
+    :ivar accelerator: ``tcg`` or ``kvm``. :ivar firmware: ``vof`` boots in 3 s, ``slof`` in 9 s under TCG; ``auto`` takes VOF
+        where the build has it.
+    :raises ConfigError: values that no machine can have, when the spec is made.
+    """
+
+    cpus: int = 1
+    max_cpus: int = 8
+    memory: int = 1024
+    slots: int = 4
+    max_memory: int = 4096
+    cpu: str = "power9"
+    machine: str = "pseries"
+    kernel_args: tuple[str, ...] = ()
+    qemu_args: tuple[str, ...] = ()
+    accelerator: str = "tcg"
+    firmware: Literal["auto", "vof", "slof"] = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("cpus", "max_cpus", "memory", "slots", "max_memory"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise ConfigError(f"{name}={value!r}: expected a whole number")
+        for name in ("kernel_args", "qemu_args"):
+            value = getattr(self, name)
+            # A string is a sequence of strings too, of single letters: the usual slip.
+            if isinstance(value, str) or not all(isinstance(part, str) for part in value):
+                raise ConfigError(f"{name}={value!r}: expected a tuple of strings")
+            object.__setattr__(self, name, tuple(value))
+        self._check_sizes()
+        if self.firmware not in ("auto", "vof", "slof"):
+            raise ConfigError(f"firmware={self.firmware!r}: expected auto, vof or slof")
+        for name in ("cpu", "machine"):
+            if not isinstance(getattr(self, name), str) or not getattr(self, name):
+                raise ConfigError(
+                    f"{name}={getattr(self, name)!r}: expected a name, e.g. {'power9' if name == 'cpu' else 'pseries'}"
+                )
+
+    def _check_sizes(self) -> None:
+        if self.cpus < 1:
+            raise ConfigError(f"cpus={self.cpus}: expected at least 1")
+        if self.max_cpus < self.cpus:
+            raise ConfigError(f"max_cpus={self.max_cpus}: expected at least cpus, which is {self.cpus}")
+        for name in ("memory", "max_memory"):
+            value = getattr(self, name)
+            if value < LMB_MIB or value % LMB_MIB:
+                raise ConfigError(f"{name}={value}: expected MiB in multiples of {LMB_MIB}, the size of an LMB")
+        if self.max_memory < self.memory:
+            raise ConfigError(f"max_memory={self.max_memory}: expected at least memory, which is {self.memory} MiB")
+        if self.slots < 0 or (self.slots == 0) != (self.max_memory == self.memory):
+            raise ConfigError(
+                f"slots={self.slots}: expected at least 1 where max_memory ({self.max_memory} MiB) is more than memory "
+                f"({self.memory} MiB), and 0 where it is not"
+            )
+
+
+def argv(build: QemuBuild, spec: MachineSpec, image: GuestImage | None, channels: Channels) -> list[str]:
+    """Return the command line of a machine that waits at ``-S``.
+
+    :param image: what to boot; None for a machine that stays in its firmware, which has no network either.
+    :param channels: the ends that QEMU inherits.
+    :raises ConfigError: the build does not know the machine type, or has no VOF although it was asked for.
+    """
+    return [*build.command, *_arguments(build, spec, image, channels)]
+
+
+def _arguments(build: QemuBuild, spec: MachineSpec, image: GuestImage | None, channels: Channels) -> Iterator[str]:
+    yield from ("-nodefaults", "-no-user-config", "-display", "none", "-S")
+    if "-sandbox" in build.features:
+        yield from ("-sandbox", _SANDBOX)
+    yield from ("-machine", _machine(build, spec))
+    # thread=single hangs at the removal of a core, in every version.
+    yield from ("-accel", "tcg,thread=multi" if spec.accelerator == "tcg" else spec.accelerator)
+    yield from ("-cpu", spec.cpu, "-smp", f"{spec.cpus},maxcpus={spec.max_cpus}")
+    room = f",slots={spec.slots},maxmem={spec.max_memory}M" if spec.slots else ""
+    yield from ("-m", f"{spec.memory}M{room}")
+    # A panicked or halted guest must stay to be looked at.
+    yield from (("-action", "panic=pause") if "set-action" in build.features else ("-no-shutdown",))
+    yield from ("-chardev", f"socket,id=qmp,fd={channels.qmp}", "-mon", "chardev=qmp,mode=control")
+    for name in ("console", "kernel", "service"):
+        # No reg=: explicit ones collide with the NVRAM's and with each other's interrupts.
+        yield from ("-chardev", f"socket,id={name},fd={getattr(channels, name)}", "-device", f"spapr-vty,chardev={name}")
+    yield from ("-trace", "spapr_drc_*", "-trace", "-spapr_drc_realize*")
+    if image is not None:
+        yield from ("-netdev", "user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:0-:22")
+        # romfile: some builds do not ship the boot ROM, and pseries has no use for it.
+        yield from ("-device", f"virtio-net-pci,netdev=net,romfile=,bus=pci.0,addr={_NETWORK_SLOT}")
+        kernel_args = " ".join((*DEFAULT_KERNEL_ARGS, *spec.kernel_args))
+        yield from ("-kernel", str(image.kernel), "-initrd", str(image.initramfs), "-append", kernel_args)
+    yield from spec.qemu_args
+
+
+def _machine(build: QemuBuild, spec: MachineSpec) -> str:
+    if spec.machine not in build.machines:
+        known = ", ".join(sorted(name for name in build.machines if name.startswith("pseries")))
+        raise ConfigError(
+            f"machine={spec.machine!r}: {build.name} ({build.version_text}) has no such machine type; it has {known}"
+        )
+    if spec.firmware == "vof" and "x-vof" not in build.features:
+        raise ConfigError(
+            f"firmware='vof': {build.name} ({build.version_text}) has no Virtual Open Firmware (QEMU 6.1 and later)"
+        )
+    return f"{spec.machine},x-vof=on" if spec.firmware != "slof" and "x-vof" in build.features else spec.machine

@@ -1,0 +1,196 @@
+"""What a QEMU build is and can do: asked of the binary once, and remembered by its hash."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from pytest_spapr.errors import BuildError
+
+_TARGET: Final = "ppc64"
+_SECONDS: Final = 60.0
+# Raise it when the probe learns to ask for more.
+_FORMAT: Final = 1
+_Questions = dict[str, dict[str, Any]]
+_QUESTIONS: Final[_Questions] = {
+    "query-version": {},
+    "query-target": {},
+    "query-machines": {},
+    "query-kvm": {},
+    "query-qmp-schema": {},
+    "query-command-line-options": {},
+    "qom-list-types": {"implements": "device", "abstract": False},
+}
+_PROPERTIES: Final = "qom-list-properties"
+_EXPECTED: Final = "Give the path of a qemu-system-ppc64 binary."
+
+
+@dataclass(frozen=True, kw_only=True)
+class QemuBuild:
+    """One ``qemu-system-ppc64`` with its firmware.
+
+    :ivar name: what the user called it. :ivar command: how to run it: the binary, or a loader and the binary.
+    :ivar env: additions to the environment. :ivar version: e.g. ``(7, 2, 22)``. :ivar package: the distributor's words, or None.
+    :ivar machines: machine types and their aliases. :ivar accelerators: those that work here, as QEMU says.
+    :ivar features: QMP commands and events by name, ``-sandbox`` and ``x-vof`` where there are such.
+    :ivar devices: device models. :ivar sha256: of the binary.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    env: Mapping[str, str]
+    binary: Path
+    version: tuple[int, int, int]
+    package: str | None
+    machines: frozenset[str]
+    accelerators: frozenset[str]
+    features: frozenset[str]
+    devices: frozenset[str]
+    sha256: str
+
+    @property
+    def version_text(self) -> str:
+        """The version for people, e.g. ``QEMU 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18+b3)``."""
+        number = ".".join(map(str, self.version))
+        return f"QEMU {number} ({self.package})" if self.package else f"QEMU {number}"
+
+
+def probe(command: Sequence[str], env: Mapping[str, str], binary: Path, cache: Path | None, name: str) -> QemuBuild:
+    """Return what a build can do. Runs it once, for about 0.3 s, and not at all when its hash is in the cache.
+
+    :param command: how to run it, without arguments of ours. :param cache: a directory for answers, or None.
+    :raises BuildError: it is missing, not executable, no QEMU, for another target, without pseries machines, or crashes.
+    """
+    _check_file(binary)
+    digest = _sha256(binary)
+    key = hashlib.sha256(json.dumps([_FORMAT, digest, *command, sorted(env.items())]).encode()).hexdigest()
+    stored = cache / f"{key}.json" if cache is not None else None
+    answers = _load(stored)
+    if answers is None:
+        answers = _ask(command, env, binary, _QUESTIONS)
+        machine = _default_machine(answers, binary)
+        answers |= _ask(command, env, binary, {_PROPERTIES: {"typename": f"{machine}-machine"}})
+        _store(stored, answers)
+    return _build(answers, name=name, command=tuple(command), env=dict(env), binary=binary, sha256=digest)
+
+
+def _check_file(binary: Path) -> None:
+    if not binary.exists():
+        raise BuildError(f"{binary}: there is no such file. {_EXPECTED}")
+    if not binary.is_file():
+        raise BuildError(f"{binary} is not a file. {_EXPECTED}")
+    if not os.access(binary, os.X_OK):
+        raise BuildError(f"{binary} is not executable: `chmod +x` it, or look at the file system's mount options. {_EXPECTED}")
+
+
+def _sha256(binary: Path) -> str:
+    with binary.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _ask(command: Sequence[str], env: Mapping[str, str], binary: Path, questions: _Questions) -> dict[str, Any]:
+    """Put all questions to a machine of no type and return the answers by question; None for one that QEMU does not know."""
+    arguments = ["-machine", "none", "-nodefaults", "-no-user-config", "-display", "none", "-S", "-qmp", "stdio"]
+    # kvm:tcg is the only way to hear from QEMU whether KVM works here: query-kvm speaks of the accelerator that runs.
+    arguments += ["-accel", "kvm", "-accel", "tcg"]
+    commands = [{"execute": "qmp_capabilities"}]
+    commands += [{"execute": name, "arguments": asked, "id": name} for name, asked in questions.items()]
+    commands.append({"execute": "quit"})
+    lines = "".join(json.dumps(line) + "\n" for line in commands)
+    try:
+        done = subprocess.run(
+            [*command, *arguments],
+            input=lines,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_SECONDS,
+            env={**os.environ, **env},
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise BuildError(f"{binary} did not answer QMP within {_SECONDS:.0f} s and was killed. {_EXPECTED}") from error
+    except OSError as error:
+        raise BuildError(f"{binary} cannot be executed: {error.strerror}. {_EXPECTED}") from error
+    answers: dict[str, Any] = {}
+    for line in done.stdout.splitlines():
+        with suppress(ValueError):
+            message = json.loads(line)
+            if isinstance(message, dict) and "id" in message:
+                answers[message["id"]] = message.get("return")
+    if len(answers) < len(questions):
+        words = " | ".join((done.stderr or done.stdout).strip().splitlines()[-3:]) or "nothing"
+        what = "is not a QEMU" if not answers and done.returncode >= 0 else "is a QEMU that failed"
+        raise BuildError(
+            f"{binary} {what}: asked for its QMP it ended with status {done.returncode} and said: {words}. {_EXPECTED}"
+        )
+    return answers
+
+
+def _default_machine(answers: Mapping[str, Any], binary: Path) -> str:
+    """Return the machine type behind the alias ``pseries``.
+
+    :raises BuildError: the build is for another target or has none.
+    """
+    target = answers["query-target"]["arch"]
+    if target != _TARGET:
+        raise BuildError(f"{binary} is a QEMU for {target}, expected one for {_TARGET}. {_EXPECTED}")
+    for machine in answers["query-machines"]:
+        if machine.get("alias") == "pseries":
+            return str(machine["name"])
+    known = ", ".join(sorted(machine["name"] for machine in answers["query-machines"]))
+    raise BuildError(f"{binary} has no pseries machine, only {known}. Build it with CONFIG_PSERIES=y.")
+
+
+def _build(
+    answers: Mapping[str, Any], *, name: str, command: tuple[str, ...], env: Mapping[str, str], binary: Path, sha256: str
+) -> QemuBuild:
+    version = answers["query-version"]
+    numbers = version["qemu"]
+    machines = {word for machine in answers["query-machines"] for word in (machine["name"], machine.get("alias")) if word}
+    features = {entry["name"] for entry in answers["query-qmp-schema"] if entry["meta-type"] in ("command", "event")}
+    features |= {f"-{option['option']}" for option in answers["query-command-line-options"]}
+    features |= {prop["name"] for prop in answers[_PROPERTIES] or () if prop["name"] == "x-vof"}
+    kvm = answers["query-kvm"] or {}
+    return QemuBuild(
+        name=name,
+        command=command,
+        env=env,
+        binary=binary,
+        version=(numbers["major"], numbers["minor"], numbers["micro"]),
+        package=version["package"].strip() or None,
+        machines=frozenset(machines),
+        accelerators=frozenset({"tcg", "kvm"} if kvm.get("present") and kvm.get("enabled") else {"tcg"}),
+        features=frozenset(features),
+        devices=frozenset(entry["name"] for entry in answers["qom-list-types"]),
+        sha256=sha256,
+    )
+
+
+def _load(stored: Path | None) -> dict[str, Any] | None:
+    """Return the answers of an earlier probe, or None; a damaged file is none."""
+    if stored is None:
+        return None
+    try:
+        answers = json.loads(stored.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return answers if isinstance(answers, dict) and {*_QUESTIONS, _PROPERTIES} <= answers.keys() else None
+
+
+def _store(stored: Path | None, answers: Mapping[str, Any]) -> None:
+    """Remember the answers; a cache that cannot be written costs 0.3 s in the next run and nothing else."""
+    if stored is None:
+        return
+    with suppress(OSError):
+        stored.parent.mkdir(parents=True, exist_ok=True)
+        part = stored.with_suffix(f".{os.getpid()}")
+        part.write_text(json.dumps(answers), encoding="utf-8")
+        part.replace(stored)

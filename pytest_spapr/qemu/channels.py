@@ -1,0 +1,77 @@
+"""Streams of lines from QEMU, read by threads onto the timeline."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from typing import Final
+
+_CHUNK: Final = 65536
+# A line without an end (a flood, a binary dump) is cut here, so that nothing grows without bound and nothing is lost.
+_LONGEST: Final = 8192
+
+
+class LineSplitter:
+    """Cuts a stream of bytes into lines of text. Robust to any bytes: undecodable ones are escaped, control characters too."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, data: bytes) -> Iterator[str]:
+        """Yield the lines that ``data`` completes."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        while len(self._rest) > _LONGEST:
+            lines.append(self._rest[:_LONGEST])
+            self._rest = self._rest[_LONGEST:]
+        for line in lines:
+            yield _printable(line)
+
+    def end(self) -> Iterator[str]:
+        """Yield what is left when the stream has ended."""
+        if self._rest:
+            yield _printable(self._rest)
+            self._rest = b""
+
+
+class LineReader:
+    """A thread that reads a file descriptor until its end and gives each line to a function. Owns the descriptor.
+
+    :param fd: a pipe or socket. :param on_line: called in the reading thread; must not raise.
+    """
+
+    def __init__(self, fd: int, on_line: Callable[[str], None], *, name: str) -> None:
+        self._fd = fd
+        self._on_line = on_line
+        self._thread = threading.Thread(target=self._read, name=f"spapr-{name}", daemon=True)
+        self._thread.start()
+
+    def join(self, seconds: float) -> bool:
+        """Wait for the stream's end; return whether it came."""
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def _read(self) -> None:
+        splitter = LineSplitter()
+        try:
+            while data := self._next():
+                for line in splitter.feed(data):
+                    self._on_line(line)
+            for line in splitter.end():
+                self._on_line(line)
+        finally:
+            os.close(self._fd)
+
+    def _next(self) -> bytes:
+        try:
+            return os.read(self._fd, _CHUNK)
+        except ConnectionResetError:
+            # A socket whose peer was killed with unread data: an end like any other.
+            return b""
+
+
+def _printable(line: bytes) -> str:
+    text = line.rstrip(b"\r").decode("utf-8", errors="backslashreplace")
+    return "".join(
+        character if character.isprintable() or character == "\t" else f"\\x{ord(character):02x}" for character in text
+    )

@@ -1,0 +1,150 @@
+"""The QEMU process: started so that it dies with us, watched until it ends."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from pytest_spapr.deadline import Deadline
+from pytest_spapr.errors import DeadlineExpired, LaunchFailed, MachineDied
+from pytest_spapr.qemu.channels import LineReader
+from pytest_spapr.qemu.trace import parse_drc_event
+from pytest_spapr.timeline import Lane, Timeline
+
+_LAST_WORDS: Final = 15
+_JOIN_SECONDS: Final = 5.0
+# TCG says this once for each of its vCPU's unsupported mitigations, and again at each reset: it is no news.
+_NOISE: Final = "warning: TCG doesn't support requested feature"
+
+
+class QemuProcess:
+    """A QEMU process with its stderr on the timeline. Its end closes the timeline with the reason.
+
+    Start it from a thread that lives as long as the machine: the kernel sends the parent-death signal when the *thread* that forked
+    ends (prctl(2), PR_SET_PDEATHSIG).
+
+    :param argv: QEMU's command line. :param env: added to this process's environment.
+    :param pass_fds: descriptors that QEMU inherits; the caller closes its own copies.
+    :param dies_with_parent: False lets QEMU outlive this process, for a person to look at.
+    :raises LaunchFailed: the program cannot be executed at all.
+    """
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        timeline: Timeline,
+        *,
+        env: Mapping[str, str],
+        pass_fds: Sequence[int] = (),
+        dies_with_parent: bool = True,
+    ) -> None:
+        self.argv = tuple(argv)
+        self._timeline = timeline
+        self._expected = False
+        self._exited = threading.Event()
+        command = [*_death_wrapper(), *argv] if dies_with_parent else list(argv)
+        try:
+            self._popen = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **env},
+                pass_fds=tuple(pass_fds),
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise LaunchFailed(f"cannot execute {self.command_line()}: {error.strerror}", None) from error
+        self._stderr = LineReader(_taken_stdout(self._popen), self._hear, name="qemu")
+        self._watcher = threading.Thread(target=self._watch, name="spapr-qemu-exit", daemon=True)
+        self._watcher.start()
+
+    @property
+    def pid(self) -> int:
+        return self._popen.pid
+
+    @property
+    def exit_status(self) -> int | None:
+        """As ``Popen.returncode``; None while QEMU lives."""
+        return self._popen.returncode if self._exited.is_set() else None
+
+    def command_line(self) -> str:
+        """Return the command line, quoted for a shell."""
+        return shlex.join(self.argv)
+
+    def last_words(self) -> list[str]:
+        """Return the last lines that QEMU wrote to stderr."""
+        return [record.text for record in self._timeline.since(0, Lane.STDERR)][-_LAST_WORDS:]
+
+    def expect_exit(self) -> None:
+        """Say that QEMU is about to be ended on purpose."""
+        self._expected = True
+
+    def wait(self, deadline: Deadline) -> int:
+        """Wait for QEMU's end and return its exit status.
+
+        :raises DeadlineExpired: it lives on.
+        """
+        if not self._exited.wait(deadline.remaining):
+            raise DeadlineExpired(f"QEMU (pid {self.pid}) to end", deadline.seconds)
+        assert self._popen.returncode is not None
+        return self._popen.returncode
+
+    def kill(self) -> None:
+        """Kill QEMU and wait until it is gone."""
+        if not self._exited.is_set():
+            self._popen.send_signal(signal.SIGKILL)
+            self.wait(Deadline(_JOIN_SECONDS))
+
+    def close(self) -> None:
+        """Kill QEMU if it still lives, and end the threads that read it."""
+        self.expect_exit()
+        self.kill()
+        self._watcher.join(_JOIN_SECONDS)
+        self._stderr.join(_JOIN_SECONDS)
+
+    def _hear(self, line: str) -> None:
+        drc_event = parse_drc_event(line)
+        if drc_event is not None:
+            self._timeline.record(Lane.DRC, line, drc_event)
+        elif _NOISE not in line:
+            self._timeline.record(Lane.STDERR, line)
+
+    def _watch(self) -> None:
+        status = self._popen.wait()
+        # Last words first: they belong to the reason. A child that QEMU left could hold the pipe open, hence a limit.
+        self._stderr.join(_JOIN_SECONDS)
+        how = exit_in_words(status)
+        self._timeline.record(Lane.STDERR, f"QEMU (pid {self.pid}) {how}")
+        message = f"QEMU (pid {self.pid}) was ended by the test, it {how}" if self._expected else f"QEMU (pid {self.pid}) {how}"
+        self._timeline.end(MachineDied(message, status, self.last_words()))
+        self._exited.set()
+
+
+def exit_in_words(status: int) -> str:
+    """Return an exit status for people: ``was killed by SIGABRT`` or ``ended with status 1``."""
+    if status >= 0:
+        return f"ended with status {status}"
+    try:
+        return f"was killed by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"was killed by signal {-status}"
+
+
+def _death_wrapper() -> list[str]:
+    # util-linux's setpriv sets the parent-death signal and then becomes QEMU. Doing it in a preexec_fn is not safe with threads.
+    setpriv = shutil.which("setpriv")
+    return [setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []
+
+
+def _taken_stdout(popen: subprocess.Popen[bytes]) -> int:
+    """Take the pipe from Popen, which would close it under the reading thread."""
+    assert popen.stdout is not None
+    with popen.stdout as pipe:
+        return os.dup(pipe.fileno())

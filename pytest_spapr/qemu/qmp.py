@@ -1,0 +1,163 @@
+"""QEMU's monitor: a synchronous face over ``qemu.qmp`` clients that live on one background event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import json
+import socket
+import threading
+from collections.abc import Coroutine, Mapping
+from typing import Any, Final, Self, TypeVar
+
+from qemu.qmp import ExecInterruptedError, ExecuteError, QMPClient, QMPError
+from qemu.qmp.message import Message
+
+from pytest_spapr.deadline import Deadline
+from pytest_spapr.errors import DeadlineExpired, MachineDied, MachineError, QmpRefused
+from pytest_spapr.timeline import Lane, Timeline
+
+T = TypeVar("T")
+
+# How long a monitor that broke off waits for the news that QEMU is gone: the process's watcher has it milliseconds later.
+_DEATH_NOTICE: Final = 5.0
+_SHORT: Final = 300
+
+
+class QmpLoop:
+    """One asyncio loop in one daemon thread, for all monitors of a session."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="spapr-qmp", daemon=True)
+        self._thread.start()
+
+    def run(self, work: Coroutine[Any, Any, T], deadline: Deadline) -> T:
+        """Run a coroutine on the loop and return its result; not from the loop's own thread.
+
+        :raises TimeoutError: the deadline ran out; the coroutine is cancelled.
+        """
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result(deadline.remaining)
+        except concurrent.futures.TimeoutError:
+            future.cancel()
+            raise TimeoutError from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the loop and its thread."""
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+class _Client(QMPClient):
+    """A client that puts every message on the timeline in the order of the wire.
+
+    ``_cb_inbound`` and ``_cb_outbound`` are qemu.qmp's documented hooks. Its own event queues would keep every event a second time,
+    unread, so the one that cannot be removed lets nothing in: the journal is the timeline.
+    """
+
+    def __init__(self, timeline: Timeline) -> None:
+        super().__init__("spapr")
+        self._timeline = timeline
+        self.events.event_filter = lambda _: False
+
+    def _cb_inbound(self, msg: Message) -> Message:
+        body = dict(msg)
+        if "event" in body:
+            self._timeline.record(Lane.EVENT, event_text(body), body)
+        elif "error" in body:
+            self._timeline.record(Lane.QMP, f"<- error {body['error'].get('class')}: {body['error'].get('desc')}", body)
+        elif "return" in body:
+            self._timeline.record(Lane.QMP, f"<- {_short(body['return'])}")
+        return super()._cb_inbound(msg)
+
+    def _cb_outbound(self, msg: Message) -> Message:
+        if "execute" in msg:
+            self._timeline.record(
+                Lane.QMP, f"-> {msg['execute']} {_short(msg['arguments']) if 'arguments' in msg else ''}".rstrip()
+            )
+        return super()._cb_outbound(msg)
+
+
+class Qmp:
+    """One monitor connection. Every command, reply and event is on the timeline, in the order of the wire."""
+
+    def __init__(self, client: _Client, loop: QmpLoop, timeline: Timeline, seconds: float) -> None:
+        self._client = client
+        self._loop = loop
+        self._timeline = timeline
+        self._seconds = seconds
+
+    @classmethod
+    def connect(cls, sock: socket.socket, loop: QmpLoop, timeline: Timeline, deadline: Deadline, *, seconds: float) -> Qmp:
+        """Negotiate on a connected socket, which the monitor owns from then on.
+
+        :param deadline: for the greeting. :param seconds: the budget of each command later.
+        :raises MachineDied: QEMU ended before it greeted. :raises DeadlineExpired: it did not greet.
+        """
+        monitor = cls(_Client(timeline), loop, timeline, seconds)
+        try:
+            loop.run(monitor._client.connect(sock), deadline)
+        except TimeoutError as error:
+            raise DeadlineExpired("QEMU's monitor to greet", deadline.seconds) from error
+        except (QMPError, OSError, EOFError) as error:
+            raise monitor._broken("the monitor's greeting", error) from error
+        return monitor
+
+    def execute(self, command: str, arguments: Mapping[str, Any] | None = None, *, seconds: float | None = None) -> Any:
+        """Run a QMP command and return what it returns.
+
+        :raises QmpRefused: QEMU answered with an error. :raises MachineDied: QEMU ended, before or meanwhile.
+        :raises DeadlineExpired: no answer in time, although QEMU lives.
+        """
+        if self._timeline.ended is not None:
+            raise self._timeline.ended
+        deadline = Deadline(self._seconds if seconds is None else seconds)
+        try:
+            return self._loop.run(self._client.execute(command, dict(arguments) if arguments else None), deadline)
+        except ExecuteError as error:
+            raise QmpRefused(command, error.error_class, str(error)) from error
+        except TimeoutError as error:
+            raise DeadlineExpired(f"QEMU's answer to {command}", deadline.seconds) from error
+        except (ExecInterruptedError, QMPError, OSError, EOFError) as error:
+            raise self._broken(f"`{command}`", error) from error
+
+    def hmp(self, line: str) -> str:
+        """Run a line of the human monitor and return what it prints."""
+        return str(self.execute("human-monitor-command", {"command-line": line}))
+
+    def close(self) -> None:
+        """Drop the connection."""
+        # What a broken connection has to say was said to whoever used it last.
+        with contextlib.suppress(QMPError, OSError, EOFError, TimeoutError):
+            self._loop.run(self._client.disconnect(), Deadline(self._seconds))
+
+    def _broken(self, during: str, error: BaseException) -> MachineError:
+        """Return the error to raise when the monitor broke off; QEMU's death, if it comes, is the better one."""
+        deadline = Deadline(_DEATH_NOTICE)
+        with contextlib.suppress(DeadlineExpired):
+            try:
+                self._timeline.wait(lambda _: None, since=self._timeline.mark(), deadline=deadline, what="news of QEMU's end")
+            except MachineDied as died:
+                return died
+        return MachineError(f"QEMU's monitor broke off during {during} although QEMU lives: {error or type(error).__name__}")
+
+
+def event_text(event: Mapping[str, Any]) -> str:
+    """Return an event for people: ``DEVICE_DELETED device=core1 path=/machine/peripheral/core1``."""
+    data = event.get("data", {})
+    return " ".join([str(event["event"]), *(f"{key}={value}" for key, value in data.items())])
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= _SHORT else f"{text[:_SHORT]}... ({len(text)} characters)"

@@ -1,0 +1,112 @@
+"""Settings: precedence, parsing, and words for what is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pytest_spapr import config
+from pytest_spapr.config import Source
+from pytest_spapr.errors import ConfigError
+
+
+def read(
+    command_line: dict[str, object] | None = None,
+    environment: dict[str, str] | None = None,
+    ini: dict[str, object] | None = None,
+    ini_directory: Path | None = None,
+) -> config.Settings:
+    return config.read(command_line, ini, environment=environment or {}, ini_directory=ini_directory)
+
+
+def test_the_command_line_wins_over_the_environment_and_that_over_the_ini_file() -> None:
+    command_line: dict[str, object] = {"qemu": "a"}
+    environment = {"SPAPR_QEMU": "b", "SPAPR_IMAGE": "b"}
+    ini: dict[str, object] = {"qemu": "c", "image": "c", "accel": "tcg"}
+    settings = read(command_line, environment, ini)
+    assert (settings.qemu.value, settings.qemu.source) == ("a", Source.COMMAND_LINE)
+    assert (settings.image.value, settings.image.source) == ("b", Source.ENVIRONMENT)
+    assert (settings.accel.value, settings.accel.source) == ("tcg", Source.INI)
+    assert (settings.keep.value, settings.keep.source) == ("never", Source.DEFAULT)
+
+
+def test_a_mark_wins_over_everything_and_zero_is_a_value() -> None:
+    layers = {Source.MARK: {"cpus": 0}, Source.COMMAND_LINE: {"cpus": 2}}
+    assert config.decide("cpus", layers, 1).value == 0
+
+
+@pytest.mark.parametrize("empty", ["", None])
+def test_an_empty_value_is_none(empty: str | None) -> None:
+    settings = read({"qemu": None}, {"SPAPR_QEMU": empty or ""}, {"qemu": empty})
+    assert not settings.qemu.named
+    assert not settings.asked
+
+
+def test_labels_say_what_the_user_wrote() -> None:
+    settings = read({"qemu": "7.2", "offline": True}, {"SPAPR_IMAGE": "debian-12"}, {"debian_mirror": "http://m.invalid/debian"})
+    labels = [settings.qemu.label, settings.offline.label, settings.image.label, settings.debian_mirror.label]
+    assert labels == [
+        "--spapr-qemu=7.2",
+        "--spapr-offline",
+        "SPAPR_IMAGE=debian-12",
+        "spapr_debian_mirror=http://m.invalid/debian",
+    ]
+
+
+def test_relative_paths_start_where_they_were_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = read({"kernel": "vmlinux"}, {"SPAPR_QEMU": "build/qemu"}, {"image": "images/x", "cache_dir": "c"}, Path("/project"))
+    assert settings.kernel.value == tmp_path / "vmlinux"
+    assert settings.qemu.value == f"{tmp_path}/build/qemu"
+    assert settings.image.value == "/project/images/x"
+    assert settings.cache_dir.value == Path("/project/c")
+
+
+def test_a_name_without_a_slash_stays_a_name() -> None:
+    assert read({"qemu": "7.2"}).qemu.value == "7.2"
+
+
+@pytest.mark.parametrize(("text", "value"), [("1", True), ("yes", True), ("On", True), ("0", False), ("no", False), ("false", False)])
+def test_flags(text: str, value: bool) -> None:
+    assert read(environment={"SPAPR_OFFLINE": text}).offline.value is value
+
+
+def test_a_flag_that_is_neither_yes_nor_no_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"SPAPR_OFFLINE=perhaps: must be yes or no"):
+        read(environment={"SPAPR_OFFLINE": "perhaps"})
+
+
+def test_a_value_outside_its_choices_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"SPAPR_ACCEL=xen: must be one of tcg, kvm, auto"):
+        read(environment={"SPAPR_ACCEL": "xen"})
+
+
+def test_modules_need_a_kernel(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--spapr-modules=.* names modules but no kernel"):
+        read({"modules": str(tmp_path)})
+    assert read({"modules": str(tmp_path), "kernel": "vmlinux"}).modules.value == tmp_path
+
+
+@pytest.mark.parametrize("name", ["qemu", "image", "kernel"])
+def test_naming_any_part_of_a_machine_asks_for_machines(name: str) -> None:
+    assert read(ini={name: "something"}).asked
+    assert not read(ini={"accel": "tcg", "strict": "yes", "cache_dir": "/c"}).asked
+
+
+def test_the_cache_is_in_the_users_cache_directory_by_default() -> None:
+    setting = read().cache_dir
+    assert setting.value.name == "pytest-spapr"
+    assert not setting.named
+
+
+def test_the_table_names_every_setting_with_its_source() -> None:
+    table = {name: (value, source) for name, value, source in read({"qemu": "7.2"}).table()}
+    assert set(table) == {option.name for option in config.OPTIONS}
+    assert table["qemu"] == ("7.2", Source.COMMAND_LINE)
+    assert table["kernel"] == ("-", Source.DEFAULT)
+
+
+def test_the_process_environment_is_read_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPAPR_KEEP", "failed")
+    assert config.read().keep.value == "failed"
