@@ -90,7 +90,7 @@ class Bench:
         """Return, in one line, what is tested; only what has been found by now."""
         found = []
         if build := self._build.value:
-            found.append(f"QEMU {'.'.join(map(str, build.version))} ({build.binary})")
+            found.append(f"{build.version_text}, {build.binary}")
         if accelerator := self._accelerator.value:
             found.append(accelerator)
         if image := self._image.value:

@@ -79,7 +79,9 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     if not bench.settings.asked:
         return []
     named = [
-        f"{name} {value} ({source})" for name, value, source in bench.settings.table() if source is not settings.Source.DEFAULT
+        f"{name} {value} ({source})"
+        for name, value, source in bench.settings.table()
+        if source is not settings.Source.DEFAULT and name != "cache_dir"
     ]
     return [f"spapr: {', '.join(named)}", f"spapr: cache {bench.settings.cache_dir.value}"]
 
@@ -99,10 +101,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     markers.validate(items)
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_collection_finish(session: pytest.Session) -> None:
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> None:
+    """Get what the tests need before the first runs; here, because ``pytest_collection_finish`` is called after errors too."""
     config = session.config
-    if config.option.collectonly or session.testsfailed:
+    if config.option.collectonly or session.testsfailed or config.pluginmanager.hasplugin("dsession"):
         return
     bench = config.stash[BENCH]
     with _progress(config) as progress:

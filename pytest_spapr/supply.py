@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 BINARY = "qemu-system-ppc64"
 DEFAULT_IMAGE = "debian-12"
+_PROBES = "probes"
 
 
 class Unavailable(SpaprError):
@@ -33,12 +34,10 @@ def supply_build(settings: Settings, cache: Cache, progress: Progress) -> QemuBu
     :raises ConfigError: what was named does not exist, or is not in the cache when offline.
     :raises BuildError: it is no usable qemu-system-ppc64. :raises Unavailable: nothing named, and nothing at hand.
     """
-    from pytest_spapr.qemu.build import probe
-
     setting = settings.qemu
     if setting.value is None:
         path = shutil.which(BINARY)
-        return probe((path,), {}, Path(path), cache, BINARY) if path else _packaged(settings, None, cache, progress)
+        return _local(Path(path), cache, BINARY) if path else _packaged(settings, None, cache, progress)
     if "/" not in setting.value:
         from pytest_spapr.builds import packages
 
@@ -50,13 +49,19 @@ def supply_build(settings: Settings, cache: Cache, progress: Progress) -> QemuBu
                 f"{setting.label}: no packaged build has this name (there are {', '.join(packages.SOURCES)}) "
                 f"and no command on PATH. Give one of these names or the path of a {BINARY}."
             )
-        return probe((path,), {}, Path(path), cache, setting.value)
+        return _local(Path(path), cache, setting.value)
     binary = Path(setting.value)
     if not binary.exists():
         raise ConfigError(
             f"{setting.label}: there is no such file. Give the path of a {BINARY} binary or a packaged build's name."
         )
-    return probe((str(binary),), {}, binary, cache, str(binary))
+    return _local(binary, cache, str(binary))
+
+
+def _local(binary: Path, cache: Cache, name: str) -> QemuBuild:
+    from pytest_spapr.qemu.build import probe
+
+    return probe((str(binary),), {}, binary, cache.root / _PROBES, name)
 
 
 def _packaged(settings: Settings, name: str | None, cache: Cache, progress: Progress) -> QemuBuild:
@@ -72,7 +77,7 @@ def _packaged(settings: Settings, name: str | None, cache: Cache, progress: Prog
             instead=f"Give --spapr-qemu=PATH, or --spapr-qemu={wanted} to fetch the build",
         )
         package = packages.fetch(wanted, cache, mirror, progress)
-    return probe(package.command, package.env, package.binary, cache, package.name)
+    return probe(package.command, package.env, package.binary, cache.root / _PROBES, package.name)
 
 
 def _mirror(settings: Settings, what: str, instead: str) -> str:

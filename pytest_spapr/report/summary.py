@@ -7,12 +7,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import Any, TypedDict
 
 from pytest_spapr.report.artefacts import Launch
-
-if TYPE_CHECKING:
-    from pytest_spapr.qemu.build import QemuBuild
 
 _TIGHTEST = 3
 
@@ -39,10 +36,10 @@ def facts(launches: Sequence[Launch]) -> Facts:
     """Return what is known about the machines of a test."""
     machines = [launch.machine for launch in launches if launch.machine is not None]
     booted = [machine for machine in machines if machine.has_guest]
-    kernels = [machine.image.kernel_release for machine in machines if machine.image is not None]
+    kernels = [f"Linux {machine.image.kernel_release}" for machine in machines if machine.image is not None]
     waits = [(margin.what, margin.used, margin.budget) for launch in launches for margin in launch.timeline.margins]
     return Facts(
-        qemu=build_name(machines[0].build) if machines else "",
+        qemu=machines[0].build.version_text if machines else "",
         kernel=kernels[0] if kernels else "",
         accel=launches[0].spec.accelerator,
         machines=len(launches),
@@ -53,12 +50,6 @@ def facts(launches: Sequence[Launch]) -> Facts:
         artefacts=None,
         kept=[],
     )
-
-
-def build_name(build: QemuBuild) -> str:
-    """Return a QEMU build's version and where it is from, e.g. ``QEMU 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18+b2)``."""
-    version = ".".join(map(str, build.version))
-    return f"QEMU {version} ({build.package or build.binary})"
 
 
 class Summary:
@@ -100,7 +91,8 @@ class Summary:
         tight = (f"{what}: {used:.1f} of {budget:.0f} s" for what, used, budget in self._margins)
         rows.extend(("tightest waits" if first else "", text) for first, text in zip((True, False, False), tight, strict=False))
         if self._artefacts:
-            rows.append(("artefacts", f"{artefacts} ({len(self._artefacts)} tests)"))
+            count = len(self._artefacts)
+            rows.append(("artefacts", f"{artefacts} ({count} {'test' if count == 1 else 'tests'})"))
         return [f"{name:<18} {text}" for name, text in rows]
 
 

@@ -56,7 +56,9 @@ def test_labels_say_what_the_user_wrote() -> None:
 
 def test_relative_paths_start_where_they_were_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    settings = read({"kernel": "vmlinux"}, {"SPAPR_QEMU": "build/qemu"}, {"image": "images/x", "cache_dir": "c"}, Path("/project"))
+    settings = read(
+        {"kernel": "vmlinux"}, {"SPAPR_QEMU": "build/qemu"}, {"image": "images/x", "cache_dir": "c"}, Path("/project")
+    )
     assert settings.kernel.value == tmp_path / "vmlinux"
     assert settings.qemu.value == f"{tmp_path}/build/qemu"
     assert settings.image.value == "/project/images/x"
@@ -67,7 +69,9 @@ def test_a_name_without_a_slash_stays_a_name() -> None:
     assert read({"qemu": "7.2"}).qemu.value == "7.2"
 
 
-@pytest.mark.parametrize(("text", "value"), [("1", True), ("yes", True), ("On", True), ("0", False), ("no", False), ("false", False)])
+@pytest.mark.parametrize(
+    ("text", "value"), [("1", True), ("yes", True), ("On", True), ("0", False), ("no", False), ("false", False)]
+)
 def test_flags(text: str, value: bool) -> None:
     assert read(environment={"SPAPR_OFFLINE": text}).offline.value is value
 

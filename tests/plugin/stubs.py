@@ -1,0 +1,115 @@
+"""A QEMU build, a guest image and machines that are none: what the plugin does with them needs no QEMU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from pytest_spapr.errors import MachineDied
+from pytest_spapr.hotplug.attempt import Attempt, Views
+from pytest_spapr.hotplug.outcome import Kind, Outcome, Presence
+from pytest_spapr.timeline import Lane, Timeline
+
+KERNEL = "6.1.0-50-powerpc64le"
+
+
+def build(version: tuple[int, int, int] = (7, 2, 22), accelerators: frozenset[str] = frozenset({"tcg"})) -> Any:
+    text = ".".join(map(str, version))
+    return SimpleNamespace(
+        name=text,
+        version=version,
+        version_text=f"QEMU {text} (Debian 1:7.2)",
+        package="Debian 1:7.2",
+        binary=Path("/somewhere/qemu-system-ppc64"),
+        accelerators=accelerators,
+        features=frozenset(),
+    )
+
+
+def image() -> Any:
+    return SimpleNamespace(name="debian-12", kernel_release=KERNEL)
+
+
+def attempt(outcome: Outcome, kind: Kind = Kind.CORE) -> Attempt:
+    views = Views(qemu=Presence.ABSENT, guest=Presence.ABSENT)
+    return Attempt(
+        device="core1",
+        kind=kind,
+        outcome=outcome,
+        cause=None,
+        asked=True,
+        reply=None,
+        events=(),
+        evidence=(),
+        views=views,
+        elapsed=0.1,
+        began=0,
+        ended=1,
+    )
+
+
+class StubGuest:
+    """Answers every command."""
+
+    kernel_release = KERNEL
+    usable = True
+
+    def run(self, command: str, *, seconds: float | None = None) -> Any:
+        return SimpleNamespace(stdout=f"output of {command}\n", status=0)
+
+    def ssh_command(self) -> str:
+        return "ssh -p 2222 root@127.0.0.1"
+
+
+class StubMachine:
+    """As much of a machine as the plugin and the tests in here touch."""
+
+    def __init__(self, spec: Any, image: Any, timeline: Timeline, build: Any) -> None:
+        self.spec = spec
+        self.image = image
+        self.timeline = timeline
+        self.build = build
+        self.attempts: list[Attempt] = []
+        self.observers: list[Callable[[Attempt], None]] = []
+        self.process = SimpleNamespace(argv=("qemu-system-ppc64", "-m", "1G with blanks"), pid=4242, exit_status=None)
+        self.guest = StubGuest()
+        self.has_guest = image is not None
+        self.qmp = "the monitor"
+        self.ended = ""
+
+    def unplug(self, outcome: str) -> Attempt:
+        made = attempt(Outcome(outcome))
+        self.timeline.step("unplug core1")
+        self.attempts.append(made)
+        for observer in self.observers:
+            observer(made)
+        return made
+
+    def die(self) -> None:
+        """End as a QEMU does that crashes, and fail as every wait does then."""
+        self.attempts.append(attempt(Outcome.REMOVED))
+        error = MachineDied("QEMU was killed by SIGSEGV", -11, ("a last word",))
+        self.timeline.record(Lane.STDERR, "a last word")
+        self.timeline.end(error)
+        raise error
+
+    def close(self) -> None:
+        self.ended = "closed"
+
+    def release(self) -> None:
+        self.ended = "released"
+
+
+def start(shared: Any, spec: Any, image: Any, timeline: Timeline, *, boot: bool) -> StubMachine:
+    timeline.record(Lane.CONSOLE, "SLOF says hello")
+    timeline.record(Lane.KERNEL, "Linux version 6.1")
+    timeline.record(Lane.QMP, "<- qmp_capabilities")
+    return StubMachine(spec, image if boot else None, timeline, shared.build)
+
+
+@contextmanager
+def harness(build: Any, accelerator: str, *, keep: bool = False) -> Iterator[Any]:
+    yield SimpleNamespace(build=build, keep=keep)

@@ -1,0 +1,350 @@
+"""What a run leaves and says: artefacts, sections, junit properties, the summary, kept machines."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+
+from pytest_spapr import fixtures
+from pytest_spapr.hotplug import defects
+from pytest_spapr.hotplug.outcome import Outcome
+
+from . import stubs
+
+pytestmark = pytest.mark.usefixtures("stubbed")
+
+FAILS = """
+def test_it(machine):
+    machine.unplug("removed")
+    machine.unplug("refused")
+    assert 0, "for a reason"
+"""
+FILES = {"timeline.jsonl", "timeline.txt", "console.txt", "qmp.txt", "kernel.txt", "argv.txt", "dmesg.txt"}
+
+
+def left(pytester: pytest.Pytester) -> Path:
+    """Return the only directory of artefacts that the run left."""
+    (directory,) = (pytester.path / "artefacts").glob("*/*")
+    return directory
+
+
+def test_a_failed_test_leaves_its_files_and_shows_the_timeline(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(FAILS)
+    result = pytester.runpytest()
+    result.assert_outcomes(failed=1)
+    directory = left(pytester)
+    assert {path.name for path in directory.iterdir()} == FILES
+    assert "SLOF says hello" in (directory / "console.txt").read_text()
+    assert "Linux version" in (directory / "kernel.txt").read_text()
+    assert "qmp_capabilities" in (directory / "qmp.txt").read_text()
+    assert "'1G with blanks'" in (directory / "argv.txt").read_text()
+    assert (directory / "dmesg.txt").read_text() == "output of dmesg\n\n"
+    steps = [json.loads(line)["text"] for line in (directory / "timeline.jsonl").read_text().splitlines()]
+    assert "the test begins" in steps
+    result.stdout.fnmatch_lines(["*- spapr timeline -*", "*unplug core1*", f"The whole of it, and more: {directory}"])
+
+
+def test_a_passed_test_leaves_nothing(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("def test_it(machine): pass")
+    pytester.runpytest().assert_outcomes(passed=1)
+    assert not (pytester.path / "artefacts").exists()
+
+
+def test_a_machine_that_does_not_start_leaves_its_files_too(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pytest_spapr.errors import BootFailed
+
+    def no_boot(shared: object, spec: object, image: object, timeline: object, *, boot: bool) -> None:
+        raise BootFailed("the guest did not come up", "init: started")
+
+    monkeypatch.setattr(fixtures, "start_machine", no_boot)
+    pytester.makepyfile("def test_it(machine): pass")
+    pytester.runpytest().assert_outcomes(errors=1)
+    directory = left(pytester)
+    assert {path.name for path in directory.iterdir()} == FILES
+    assert "did not start; it was to be MachineSpec(cpus=1" in (directory / "argv.txt").read_text()
+    assert "no guest was up" in (directory / "dmesg.txt").read_text()
+
+
+def test_a_failure_in_teardown_leaves_its_files_too(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import pytest
+        @pytest.fixture
+        def broken(machine):
+            yield
+            assert 0
+        def test_it(broken): pass
+        """
+    )
+    pytester.runpytest().assert_outcomes(passed=1, errors=1)
+    assert {path.name for path in left(pytester).iterdir()} == FILES
+
+
+def test_a_second_machine_has_its_own_files(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("def test_it(launch_machine):\n    launch_machine(), launch_machine(image=None)\n    assert 0")
+    result = pytester.runpytest()
+    assert {path.name for path in left(pytester).iterdir()} == FILES | {"machine-2"}
+    assert {path.name for path in (left(pytester) / "machine-2").iterdir()} == FILES
+    result.stdout.fnmatch_lines(["*spapr timeline of machine 1*", "*spapr timeline of machine 2*"])
+
+
+def test_artefacts_that_cannot_be_written_do_not_hide_the_failure(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(FAILS)
+    pytester.makefile(".txt", artefacts="a file, not a directory")
+    result = pytester.runpytest("--spapr-artefacts=artefacts.txt")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*for a reason*", "*spapr: could not report about the machines*", "*NotADirectoryError*"])
+
+
+def test_parametrized_tests_with_long_names_have_directories_of_their_own(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import pytest
+        @pytest.mark.parametrize("word", ["x" * 200 + "/", "x" * 200 + ":"])
+        def test_it(machine, word): assert 0
+        """
+    )
+    pytester.runpytest().assert_outcomes(failed=2)
+    names = [path.name for path in (pytester.path / "artefacts").glob("*/*")]
+    assert len(set(names)) == 2
+    assert all(len(name) < 100 for name in names)
+
+
+def test_junit_properties(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(FAILS)
+    pytester.runpytest("--junitxml=junit.xml")
+    (case,) = ElementTree.parse(pytester.path / "junit.xml").iter("testcase")
+    found = {entry.get("name"): entry.get("value") for entry in case.iter("property")}
+    assert found == {
+        "spapr_qemu": "QEMU 7.2.22 (Debian 1:7.2)",
+        "spapr_kernel": f"Linux {stubs.KERNEL}",
+        "spapr_accel": "tcg",
+        "spapr_outcomes": "refused=1 removed=1",
+        "spapr_artefacts": str(left(pytester)),
+    }
+
+
+def test_the_summary_counts(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        test_one=FAILS,
+        test_two="""
+        def test_two(launch_machine):
+            launch_machine(boot=False)
+            launch_machine().unplug("removed")
+        """,
+    )
+    result = pytester.runpytest()
+    result.stdout.fnmatch_lines(
+        [
+            "*= spapr =*",
+            "tested * QEMU 7.2.22 (Debian 1:7.2), Linux 6.1.0-50-powerpc64le, tcg",
+            "machines * 3 started, 2 with a booted guest",
+            "attempts * 1 refused, 2 removed",
+            "known defects met  none",
+            "artefacts * (1 test)",
+        ]
+    )
+
+
+def test_the_summary_counts_across_workers(pytester: pytest.Pytester) -> None:
+    pytest.importorskip("xdist")
+    stub_conftest(pytester)
+    pytester.makepyfile(test_one=FAILS, test_two=FAILS)
+    result = pytester.runpytest_subprocess("-n2")
+    result.assert_outcomes(failed=2)
+    result.stdout.fnmatch_lines(["machines * 2 started, *", "attempts * 2 refused, 2 removed", "artefacts * (2 tests)"])
+    assert len(list((pytester.path / "artefacts").iterdir())) == 1
+
+
+def test_a_run_without_machines_has_no_summary(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("def test_it(): pass")
+    pytester.runpytest().stdout.no_fnmatch_line("*= spapr =*")
+
+
+DIES = "def test_it(machine): machine.die()"
+
+
+def crash_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(defects, "crash_defect", lambda machine: defects.KNOWN_DEFECTS["tcg-core-removal"])
+
+
+def test_a_death_by_a_known_defect_is_an_xfail_that_is_counted(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crash_is_known(monkeypatch)
+    pytester.makepyfile(DIES)
+    result = pytester.runpytest("-rx")
+    result.assert_outcomes(xfailed=1)
+    result.stdout.fnmatch_lines(["known defects met *1 tcg-core-removal", "artefacts*", "XFAIL*known defect tcg-core-removal*"])
+    assert left(pytester).is_dir()
+
+
+def test_runxfail_shows_the_death_as_it_is(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    crash_is_known(monkeypatch)
+    pytester.makepyfile(DIES)
+    pytester.runpytest("--runxfail").assert_outcomes(failed=1)
+
+
+def test_a_known_defect_excuses_no_other_failure(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    crash_is_known(monkeypatch)
+    pytester.makepyfile(FAILS)
+    pytester.runpytest().assert_outcomes(failed=1)
+
+
+def test_an_unknown_death_is_a_failure(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(defects, "crash_defect", lambda machine: None)
+    pytester.makepyfile(DIES)
+    result = pytester.runpytest()
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*the machine ended: QEMU was killed by SIGSEGV*", "*a last word*"])
+
+
+@pytest.mark.parametrize(
+    ("keep", "ended"),
+    [("never", "closed closed"), ("failed", "closed released"), ("always", "released released")],
+)
+def test_keep(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, keep: str, ended: str) -> None:
+    machines: list[stubs.StubMachine] = []
+
+    def start(*args: object, **shape: object) -> stubs.StubMachine:
+        machines.append(stubs.start(*args, **shape))  # type: ignore[arg-type]
+        return machines[-1]
+
+    monkeypatch.setattr(fixtures, "start_machine", start)
+    pytester.makepyfile("def test_good(machine): pass\ndef test_bad(machine): assert 0")
+    result = pytester.runpytest(f"--spapr-keep={keep}")
+    assert " ".join(machine.ended for machine in machines) == ended
+    if keep == "never":
+        result.stdout.no_fnmatch_line("*machines left running*")
+    else:
+        result.stdout.fnmatch_lines(
+            ["*machines left running*", "test_keep.py::test_bad", "  log in: ssh -p 2222 root@127.0.0.1", "  end it: kill 4242"]
+        )
+
+
+def test_a_machine_that_does_not_end_well_is_an_error(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pytest_spapr.errors import MachineError
+
+    def fail(machine: object) -> None:
+        raise MachineError("cannot be ended")
+
+    monkeypatch.setattr(stubs.StubMachine, "close", fail)
+    pytester.makepyfile("def test_it(launch_machine): launch_machine(), launch_machine()")
+    result = pytester.runpytest()
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines("*ending the test's machines (2 sub-exceptions)*")
+
+
+def test_an_attempt_that_breaks_its_contract_is_explained(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest("")
+    pytester.makepyfile(
+        f"""
+        from {stubs.__name__} import attempt
+        from pytest_spapr.hotplug.contract import Expectation
+        from pytest_spapr.hotplug.outcome import Kind, Outcome, Presence
+
+        def test_it():
+            promised = Expectation(kind=Kind.CORE, situation="removal", outcome=Outcome.REMOVED, asked=True,
+                                   qemu=Presence.ABSENT, guest=(Presence.ABSENT,), source="the book")
+            assert attempt(Outcome.PENDING) == promised
+        """
+    )
+    result = pytester.runpytest()
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        ["*not what the contract promises for 'removal'*", "*outcome: expected removed, observed pending*"]
+    )
+
+
+def test_hooks(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest(
+        """
+        def pytest_spapr_machine_args(spec):
+            return ["-global", f"cores={spec.cpus}"]
+        def pytest_spapr_machine_started(machine):
+            machine.seen = []
+        def pytest_spapr_unplug_finished(machine, attempt):
+            machine.seen.append(attempt)
+        """
+    )
+    pytester.makepyfile(
+        """
+        import pytest
+        @pytest.mark.spapr(qemu_args="-S")
+        def test_it(machine):
+            assert machine.spec.qemu_args == ("-S", "-global", "cores=1")
+            assert machine.seen == []
+            attempt = machine.unplug("removed")
+            assert machine.seen == [attempt]
+        """
+    )
+    pytester.runpytest().assert_outcomes(passed=1)
+
+
+def test_the_fixtures_belong_together(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        def test_it(machine, guest, qmp, qemu_build, guest_image, contract):
+            assert guest is machine.guest
+            assert qmp is machine.qmp
+            assert machine.build is qemu_build
+            assert machine.image is guest_image
+        """
+    )
+    pytester.runpytest().assert_outcomes(passed=1)
+
+
+def stub_conftest(pytester: pytest.Pytester) -> None:
+    """Put the stubs in place in a pytest of its own process."""
+    root = Path(__file__).resolve().parents[2]
+    pytester.makeconftest(
+        f"""
+        import sys
+        sys.path.insert(0, {str(root)!r})
+        from pytest_spapr import bench, fixtures
+        from tests.plugin import stubs
+
+        bench.supply_build = lambda settings, cache, progress: stubs.build()
+        bench.supply_image = lambda settings, cache, progress: stubs.image()
+        fixtures.start_machine = stubs.start
+        fixtures.harness = stubs.harness
+        """
+    )
+
+
+def test_sigterm_ends_the_run_with_its_fixtures_torn_down(pytester: pytest.Pytester) -> None:
+    stub_conftest(pytester)
+    pytester.makepyfile(
+        """
+        import time, pytest, pathlib
+        @pytest.fixture
+        def torn(machine):
+            yield
+            pathlib.Path("torn-down").touch()
+        def test_it(torn):
+            print("in the test", flush=True)
+            time.sleep(60)
+        """
+    )
+    with subprocess.Popen(
+        [sys.executable, "-m", "pytest", "-s"], cwd=pytester.path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as run:
+        assert run.stdout is not None
+        for line in run.stdout:
+            if "in the test" in line:
+                break
+        run.send_signal(signal.SIGTERM)
+        run.stdout.read()
+        assert run.wait(30) == 128 + signal.SIGTERM
+    assert (pytester.path / "torn-down").exists()
+
+
+def test_outcomes_are_words_of_the_contract() -> None:
+    """``_crash`` compares by text, so as to import nothing for it."""
+    assert str(Outcome.CRASHED) == "crashed"
