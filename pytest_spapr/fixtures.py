@@ -89,9 +89,10 @@ def spapr_accelerator(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="session")
-def spapr_harness(qemu_build: QemuBuild, spapr_accelerator: str) -> Iterator[Harness]:
+def spapr_harness(request: pytest.FixtureRequest, qemu_build: QemuBuild, spapr_accelerator: str) -> Iterator[Harness]:
     """What all machines of the session share."""
-    with harness(qemu_build, spapr_accelerator) as shared:
+    keep = request.config.stash[BENCH].settings.keep.value != "never"
+    with harness(qemu_build, spapr_accelerator, keep=keep) as shared:
         yield shared
 
 
@@ -146,13 +147,13 @@ def contract(qemu_build: QemuBuild, guest_image: GuestImage) -> Contract:
 
 
 @contextmanager
-def harness(build: QemuBuild, accelerator: str) -> Iterator[Harness]:
+def harness(build: QemuBuild, accelerator: str, *, keep: bool) -> Iterator[Harness]:
     """Make what all machines of the session share; a seam for tests without QEMU."""
     from pytest_spapr.machine import Harness
     from pytest_spapr.qemu.qmp import QmpLoop
 
     with QmpLoop() as loop:
-        yield Harness(build=build, loop=loop, budgets=budgets(accelerator))
+        yield Harness(build=build, loop=loop, budgets=budgets(accelerator), keep=keep)
 
 
 def start_machine(

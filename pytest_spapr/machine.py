@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from pytest_spapr.deadline import Budgets, Deadline
 from pytest_spapr.errors import BootFailed, DeadlineExpired, LaunchFailed, MachineDied, MachineError
@@ -19,8 +19,10 @@ from pytest_spapr.qemu.argv import Channels, MachineSpec, argv
 from pytest_spapr.qemu.build import QemuBuild
 from pytest_spapr.qemu.channels import LineReader
 from pytest_spapr.qemu.process import QemuProcess, exit_in_words
-from pytest_spapr.qemu.qmp import Qmp, QmpLoop
 from pytest_spapr.timeline import Lane, Record, Timeline
+
+if TYPE_CHECKING:
+    from pytest_spapr.qemu.qmp import Qmp, QmpLoop
 
 _READY: Final = "init: ready"
 _PANIC: Final = re.compile(r"Kernel panic - not syncing: (?P<why>.*)")
@@ -237,6 +239,9 @@ class Machine:
         self._resources.callback(self.qmp.close)
 
     def _connect(self, sock: socket.socket, deadline: Deadline) -> Qmp:
+        # Imported here: a test's collection imports this module, and has no use for a monitor.
+        from pytest_spapr.qemu.qmp import Qmp
+
         try:
             return Qmp.connect(sock, self._harness.loop, self.timeline, deadline, seconds=self.budgets.qmp)
         except MachineDied as died:

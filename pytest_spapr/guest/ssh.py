@@ -9,12 +9,14 @@ import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
-
-import paramiko
+from typing import TYPE_CHECKING
 
 from pytest_spapr.deadline import Deadline
 from pytest_spapr.errors import CommandFailed, DeadlineExpired, SshFailed
 from pytest_spapr.timeline import Lane, Timeline
+
+if TYPE_CHECKING:
+    import paramiko
 
 # How long a lost connection waits for the news that QEMU itself is gone, which is the better explanation.
 _DEATH_NOTICE = 2.0
@@ -63,6 +65,9 @@ class Ssh:
         :raises SshFailed: wrong host key, refused client key, no server within the deadline.
         :raises MachineDied: QEMU ended meanwhile.
         """
+        # Imported here: 0.14 s that a test's collection need not pay.
+        import paramiko
+
         self.close()
         began = time.monotonic()
         try:
@@ -97,6 +102,8 @@ class Ssh:
         :raises SshFailed: the connection broke; whether the command took effect is unknown.
         :raises MachineDied: QEMU ended meanwhile.
         """
+        import paramiko
+
         if self._transport is None:
             raise SshFailed("not connected to the guest")
         self._timeline.record(Lane.SSH, f"$ {command}")
