@@ -145,7 +145,10 @@ class Cache:
             )
 
     def _make(self, directory: Path) -> None:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # mkdir(parents=True) would give the directories in between the umask's mode.
+        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for part in reversed([directory, *directory.relative_to(self.root).parents]):
+            (self.root / part).mkdir(mode=0o700, exist_ok=True)
 
 
 @contextmanager

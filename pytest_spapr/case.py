@@ -104,7 +104,7 @@ class Case:
         return None
 
     def _save(self, report: pytest.TestReport) -> None:
-        shown = [artefacts.excerpt(launch.timeline) for launch in self.launches]
+        shown = [artefacts.excerpt(launch) for launch in self.launches]
         artefacts.save(self._directory, self.launches)
         self._artefacts = self._directory
         for number, text in enumerate(shown, start=1):

@@ -281,7 +281,14 @@ class AptState:
                 )
             )
         if has(
-            "GPG error", "is not signed", "invalid signature", "BADSIG", "unauthenticated", "Splitting up", "Clearsigned file"
+            "GPG error",
+            "is not signed",
+            "no longer signed",
+            "invalid signature",
+            "BADSIG",
+            "unauthenticated",
+            "Splitting up",
+            "Clearsigned file",
         ):
             return VerificationError(f"{where} is not signed as it must be. None of its data was used. apt said:\n{detail}")
         if has("Unable to locate package", "has no installation candidate", "unmet dependencies", "was not found"):

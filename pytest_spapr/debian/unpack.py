@@ -41,7 +41,8 @@ def members(deb: Path, wanted: Callable[[str], bool] = lambda _path: True) -> It
 
     :raises VerificationError: when the file is no whole package, or a member's path would leave its root.
     """
-    with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(deb)], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    command = ["dpkg-deb", "--fsys-tarfile", str(deb)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         try:

@@ -35,7 +35,8 @@ class Device(ABC):
 
     @property
     def qom_path(self) -> str:
-        return f"/machine/peripheral/{self.id}"
+        """Its place in QEMU's object tree. A device that was there from the start has no id of its own but this path."""
+        return self.id if self.id.startswith("/") else f"/machine/peripheral/{self.id}"
 
     @property
     def configured(self) -> bool:
@@ -94,8 +95,9 @@ class Device(ABC):
 
     def qemu_presence(self) -> Presence:
         """Return QEMU's view: its QOM tree and, where there is one, the query command of the device's kind. They must agree."""
-        children = self.machine.qmp.execute("qom-list", {"path": "/machine/peripheral"})
-        answers = {any(child["name"] == self.id for child in children), self._queried()}
+        parent, _, name = self.qom_path.rpartition("/")
+        children = self.machine.qmp.execute("qom-list", {"path": parent})
+        answers = {any(child["name"] == name for child in children), self._queried()}
         return Presence.PARTIAL if len(answers) > 1 else Presence.PRESENT if answers.pop() else Presence.ABSENT
 
     @abstractmethod

@@ -146,9 +146,6 @@ class Judge:
                 return _Verdict(Outcome.PENDING, Silence.NOT_DELIVERED, evidence=evidence)
             if heard.clue is Clue.FAILED:
                 return self._after_failure(since, evidence)
-            if heard.clue is Clue.BEGAN and (blocked := self._blocked()) is not None:
-                evidence.append(blocked)
-                return _Verdict(Outcome.PENDING, Silence.QUEUE_BLOCKED, evidence=evidence)
 
     def _hear(self, record: Record) -> _Heard | None:
         if record.lane is Lane.EVENT and record.data is not None:
@@ -171,17 +168,20 @@ class Judge:
         return _Verdict(Outcome.PENDING, Silence.REFUSED_UNSIGNALLED, evidence=evidence)
 
     def _blocked(self) -> str | None:
-        """Return the evidence if the guest's drmgr has begun but waits for its lock."""
+        """Return the evidence if the guest's drmgr is kept from its work by another one."""
         if self._device.kind is not Kind.PCI:
             return None
         holder = self._machine.guest.drmgr.lock_holder()
-        if holder is None or holder.name == "drmgr":
+        if holder is None or f"{self._device.drcs[0]:#x}" in holder.command:
             return None
-        return f"guest: drmgr's lock is held by {holder.name}, process {holder.pid}"
+        return f"guest: drmgr's lock is held by process {holder.pid}, `{holder.command}`"
 
     def _overdue(self, evidence: list[str], error: DeadlineExpired) -> _Verdict:
+        backstop = f"no verdict before the backstop: {error}"
+        if (blocked := self._blocked()) is not None:
+            return _Verdict(Outcome.PENDING, Silence.QUEUE_BLOCKED, evidence=[*evidence, blocked, backstop])
         cause = Silence.STILL_WORKING if evidence else Silence.NOT_DELIVERED
-        return _Verdict(Outcome.PENDING, cause, evidence=[*evidence, f"no verdict before the backstop: {error}"])
+        return _Verdict(Outcome.PENDING, cause, evidence=[*evidence, backstop])
 
     def _told(self, since: int) -> _Verdict | None:
         """Return what QEMU's events have said since; the query makes sure that all of them have arrived."""

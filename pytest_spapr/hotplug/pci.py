@@ -45,11 +45,10 @@ class PciDevice(Device):
         return self._drmgr_clue(record, [])
 
     def _drmgr_clue(self, record: Record, seen: list[str]) -> Clue | None:
-        # rtas_errd runs one drmgr at a time, so the next end after a begin for this connector is its end.
-        if record.lane is not Lane.SERVICE:
+        if record.lane is not Lane.SERVICE or f"{self.drcs[0]:#x}" not in record.text:
             return None
-        if began := DRMGR_BEGAN.match(record.text):
-            return Clue.BEGAN if f"{self.drcs[0]:#x}" in began["arguments"] else None
+        if DRMGR_BEGAN.match(record.text):
+            return Clue.BEGAN
         if ended := DRMGR_ENDED.match(record.text):
             seen.append(record.text)
             return Clue.DONE if ended["status"] == "0" else Clue.FAILED

@@ -17,7 +17,8 @@ from pytest_spapr.cache import Cache, cache_errors
 from pytest_spapr.debian.apt import AptState, Package
 from pytest_spapr.debian.unpack import Kind, members
 from pytest_spapr.errors import ImageError, MirrorError
-from pytest_spapr.images import cpio, kernel, keys, recipe, store, userland
+from pytest_spapr.images import cpio, kernel, keys, store, userland
+from pytest_spapr.images import recipe as recipes
 from pytest_spapr.images.recipe import Recipe
 from pytest_spapr.images.store import GuestImage
 from pytest_spapr.progress import NullProgress, Progress
@@ -31,9 +32,28 @@ def resolve(name: str, cache: Cache, mirror: Callable[[], str], progress: Progre
     :param mirror: called only when packages are needed.
     :raises ImageError: no such image, or a broken one; and what :func:`build` raises.
     """
-    if "/" in name or name in (".", ".."):
+    if _is_directory(name):
         return store.open_image(Path(name).absolute())
-    return build(recipe.load(name), cache, mirror, progress)
+    return build(recipes.load(name), cache, mirror, progress)
+
+
+def find(name: str, cache: Cache) -> GuestImage:
+    """Return the image that the user named as it is: a directory, the recipe's image in the cache, or a cache entry's key.
+
+    :raises ImageError: no such recipe or directory, or not built yet.
+    """
+    if _is_directory(name):
+        return store.open_image(Path(name).absolute())
+    if name not in recipes.names() and any(name == entry.key for entry in cache.entries(store.KIND)):
+        return store.open_image(cache.entry(store.KIND, name))
+    entry = cache.entry(store.KIND, recipes.load(name).key)
+    if not entry.exists():
+        raise ImageError(f"the guest image {name} is not in the cache {cache.root}: `spapr image build {name}` makes it.")
+    return store.open_image(entry)
+
+
+def _is_directory(name: str) -> bool:
+    return "/" in name or name in (".", "..")
 
 
 def build(
@@ -71,7 +91,7 @@ def with_kernel(image: GuestImage, vmlinux: Path, modules: Path | None, cache: C
     available = kernel.modules_below(modules, release) if modules else {}
     chosen = kernel.select_modules(image.manifest["wanted_modules"], available)
     parts = _parts(image)
-    parts["modules"] = _modules_archive(chosen, release)
+    parts["modules"] = _modules_archive(chosen)
     digest = hashlib.sha256(json.dumps(image.manifest["files"], sort_keys=True).encode() + hashlib.sha256(data).digest())
     digest.update(hashlib.sha256(parts["modules"]).digest())
     key = f"{image.name}-{release}-{digest.hexdigest()[:12]}"
@@ -101,7 +121,7 @@ def _build(recipe: Recipe, cache: Cache, mirror: str, progress: Progress, again:
     fresh = keys.generate()
     parts = {
         "userland": cpio.archive(tree),
-        "modules": _modules_archive(chosen, release),
+        "modules": _modules_archive(chosen),
         "keys": cpio.archive(_key_tree(fresh)),
     }
     facts: dict[str, Any] = {
@@ -181,10 +201,9 @@ def _packed(data: bytes, path: str) -> Callable[[], bytes]:
     return lambda: kernel.unpacked(data, path)
 
 
-def _modules_archive(chosen: Mapping[str, bytes], release: str) -> bytes:
+def _modules_archive(chosen: Mapping[str, bytes]) -> bytes:
     tree = {f"lib/modules/{name}.ko": cpio.file(data) for name, data in chosen.items()}
     tree["etc/modules"] = cpio.file("".join(f"{name}\n" for name in chosen).encode())
-    tree["etc/kernel-release"] = cpio.file(f"{release}\n".encode())
     return cpio.archive(tree)
 
 

@@ -59,10 +59,12 @@ def select_modules(names: Iterable[str], available: Mapping[str, Callable[[], by
     """
     readers = {_plain(name): read for name, read in available.items()}
     chosen: dict[str, bytes] = {}
+    seen: set[str] = set()
 
     def add(name: str) -> None:
-        if name in chosen or name not in readers:
+        if name in seen or name not in readers:
             return
+        seen.add(name)
         data = readers[name]()
         for dependency in _dependencies(name, data):
             add(_plain(dependency))

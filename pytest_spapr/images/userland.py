@@ -27,23 +27,21 @@ class _Files:
                     self._members[member.path] = member
         self._libraries = {posixpath.basename(path): path for path in self._members if "/lib" in f"/{path}" and ".so" in path}
 
-    def data(self, path: str) -> bytes | None:
-        """Return the bytes at ``path``, through links; None when there is nothing."""
+    def find(self, path: str) -> Member | None:
+        """Return the file at ``path``, through links; None when there is nothing."""
         for _ in range(8):
             member = self._members.get(path)
-            if member is None:
-                return None
-            if member.kind is Kind.FILE:
-                return member.data
+            if member is None or member.kind is Kind.FILE:
+                return member
             target = (
                 member.target if member.kind is Kind.HARDLINK else posixpath.join("/", posixpath.dirname(path), member.target)
             )
             path = posixpath.normpath(target).lstrip("/")
         return None
 
-    def library(self, name: str) -> bytes | None:
+    def library(self, name: str) -> Member | None:
         path = self._libraries.get(posixpath.basename(name))
-        return self.data(path) if path else None
+        return self.find(path) if path else None
 
 
 def tree(recipe: Recipe, debs: Sequence[Path]) -> dict[str, cpio.Node]:
@@ -56,28 +54,29 @@ def tree(recipe: Recipe, debs: Sequence[Path]) -> dict[str, cpio.Node]:
     whole["dev/console"] = cpio.character_device(5, 1)
     whole["dev/null"] = cpio.character_device(1, 3, 0o666)
     programs = {target: _program(packaged, source, recipe) for target, source in recipe.programs.items()}
-    whole |= {target: cpio.file(data, 0o755) for target, data in programs.items()}
-    whole |= {path: cpio.file(data, 0o755) for path, data in _libraries(packaged, programs, recipe).items()}
+    whole |= {
+        path: cpio.file(found.data, found.mode) for path, found in (programs | _libraries(packaged, programs, recipe)).items()
+    }
     whole |= {f"bin/{applet}": cpio.symlink("busybox") for applet in recipe.applets}
     whole |= {path: cpio.symlink(target) for path, target in recipe.links.items()}
     whole |= {file.path: cpio.file(file.source.read_bytes(), file.mode) for file in recipe.files}
     return whole
 
 
-def _program(packaged: _Files, source: str, recipe: Recipe) -> bytes:
-    data = packaged.data(source)
-    if data is None:
+def _program(packaged: _Files, source: str, recipe: Recipe) -> Member:
+    program = packaged.find(source)
+    if program is None:
         raise ImageError(f"image {recipe.name}: none of its packages has {source}: add the package that has it to the recipe.")
-    return data
+    return program
 
 
-def _libraries(packaged: _Files, programs: Mapping[str, bytes], recipe: Recipe) -> dict[str, bytes]:
-    found: dict[str, bytes] = {}
-    pending = [(target, data) for target, data in programs.items()]
+def _libraries(packaged: _Files, programs: Mapping[str, Member], recipe: Recipe) -> dict[str, Member]:
+    found: dict[str, Member] = {}
+    pending = list(programs.items())
     while pending:
-        asker, data = pending.pop()
+        asker, file = pending.pop()
         try:
-            needed = Elf(data).needed()
+            needed = Elf(file.data).needed()
         except NotElf:
             continue  # a script: what it runs is listed by the recipe
         for name in needed:

@@ -67,14 +67,15 @@ def save(directory: Path, launches: Sequence[Launch]) -> None:
         launch.timeline.write(target / "timeline.jsonl", target / "timeline.txt")
 
 
-def excerpt(timeline: Timeline) -> str:
-    """Return the timeline's part that a failure is about: from the last step on, but neither a glimpse nor a flood."""
-    records = timeline.since()
-    last_step = max((record.seq for record in records if record.lane is Lane.STEP), default=0)
-    start = max(min(last_step, len(records) - _SHOWN_AT_LEAST), len(records) - _SHOWN, 0)
+def excerpt(launch: Launch) -> str:
+    """Return the timeline's part that a failure is about: from the last attempt or step on, but neither a glimpse nor a flood."""
+    records = launch.timeline.since()
+    attempts = launch.machine.attempts if launch.machine is not None else []
+    begin = attempts[-1].began if attempts else max((record.seq for record in records if record.lane is Lane.STEP), default=0)
+    start = max(min(begin, len(records) - _SHOWN_AT_LEAST), len(records) - _SHOWN, 0)
     lines = [str(record)[:_SHOWN_WIDTH] for record in records[start:]]
-    if timeline.ended is not None:
-        lines.append(f"the machine ended: {timeline.ended}")
+    if launch.timeline.ended is not None:
+        lines.append(f"the machine ended: {launch.timeline.ended}")
     return "\n".join(lines)
 
 

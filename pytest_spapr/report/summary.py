@@ -97,7 +97,15 @@ class Summary:
 
 
 def _tightest(margins: Iterable[tuple[str, float, float]]) -> list[tuple[str, float, float]]:
-    return sorted(margins, key=lambda margin: margin[1] / margin[2] if margin[2] else 1.0, reverse=True)[:_TIGHTEST]
+    """Return the waits that used most of their budget, each kind of wait once."""
+    worst: dict[str, tuple[str, float, float]] = {}
+    for what, used, budget in sorted(margins, key=_share, reverse=True):
+        worst.setdefault(what, (what, used, budget))
+    return list(worst.values())[:_TIGHTEST]
+
+
+def _share(margin: tuple[str, float, float]) -> float:
+    return margin[1] / margin[2] if margin[2] else 1.0
 
 
 def _counts(counter: Counter[str] | dict[str, Any]) -> str:

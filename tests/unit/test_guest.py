@@ -136,14 +136,17 @@ def test_the_state_of_rtas_errd(answer: str, state: ErrdState) -> None:
     assert RtasErrd(ScriptedShell(lambda _: (0, answer))).state() is state
 
 
-def test_an_rtas_errd_that_does_not_die_is_an_error() -> None:
+def test_an_rtas_errd_that_does_not_die_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pytest_spapr.guest.services._SETTLE_SECONDS", 0.05)
     errd = RtasErrd(ScriptedShell(lambda _: (0, "State:\tS (sleeping)\n")))
     with pytest.raises(GuestError, match="rtas_errd is running, expected absent"), errd.killed():
         pytest.fail("the block must not run")
 
 
 def test_who_holds_the_lock_of_drmgr() -> None:
-    assert Drmgr(ScriptedShell(lambda _: (0, "17 sqlite3\n"))).lock_holder() == LockHolder(17, "sqlite3")
+    assert Drmgr(ScriptedShell(lambda _: (0, "17 drmgr -c pci -i -s C0\n"))).lock_holder() == LockHolder(
+        17, "drmgr -c pci -i -s C0"
+    )
     assert Drmgr(ScriptedShell(lambda _: (1, ""))).lock_holder() is None
 
 

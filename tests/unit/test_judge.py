@@ -209,9 +209,12 @@ def test_pci_with_a_held_lock() -> None:
         machine.kernel("began")
 
     machine = ScriptedMachine(script)
-    machine.lock = LockHolder(7, "sqlite3")
+    machine.lock = LockHolder(7, "drmgr -c pci -i -s C0")
     done = judge(machine, Kind.PCI, seconds=60).attempt()
-    assert (done.cause, done.evidence[-1]) == (Silence.QUEUE_BLOCKED, "guest: drmgr's lock is held by sqlite3, process 7")
+    assert (done.cause, done.evidence[-1]) == (
+        Silence.QUEUE_BLOCKED,
+        "guest: drmgr's lock is held by process 7, `drmgr -c pci -i -s C0`",
+    )
 
 
 @pytest.mark.parametrize(("heard", "cause"), [(True, Silence.STILL_WORKING), (False, Silence.NOT_DELIVERED)])
@@ -241,3 +244,13 @@ def test_following_a_pending_attempt_keeps_its_history() -> None:
     machine.event("DEVICE_DELETED")
     done = judge(machine).follow(pending)
     assert (done.outcome, done.asked, done.began) == (Outcome.REMOVED, True, pending.began)
+
+
+def test_pci_whose_own_drmgr_has_the_lock_is_at_work() -> None:
+    def script(machine: ScriptedMachine) -> None:
+        machine.awaiting()
+        machine.kernel("began")
+
+    machine = ScriptedMachine(script)
+    machine.lock = LockHolder(7, f"drmgr -c pci -r -s {DRC:#x} -n -V")
+    assert judge(machine, Kind.PCI, seconds=0.05).attempt().cause is Silence.STILL_WORKING
