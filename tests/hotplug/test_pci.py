@@ -47,8 +47,7 @@ def test_a_disk_is_readable_until_it_is_gone(machine: PseriesMachine, guest: Gue
     """P01, P25: what is on the disk can be read while its removal is pending, and the node is free for another use afterwards."""
     disk = plug_disk(machine, tmp_path)
     on_host = hashlib.sha256((tmp_path / "disk.raw").read_bytes()).hexdigest()
-    checksum = "dd if=/dev/vda bs=64k iflag=direct 2>/dev/null | sha256sum || sha256sum /dev/vda"
-    assert guest.run("sha256sum /dev/vda").check().stdout.split()[0] == on_host, checksum
+    assert guest.run("sha256sum /dev/vda").check().stdout.split()[0] == on_host
     with guest.rtas_errd.killed():
         attempt = disk.unplug()
         assert attempt == contract.silence(disk, cause="rtas_errd absent")
@@ -78,15 +77,15 @@ def test_a_stopped_rtas_errd_answers_late(machine: PseriesMachine, guest: Guest,
     assert device.follow(attempt) == contract.removal(device)
 
 
-def test_a_drmgr_that_waits_for_its_lock_is_told_from_one_that_works(
-    machine: PseriesMachine, guest: Guest, contract: Contract
-) -> None:
-    """P26: no DEVICE_UNPLUG_GUEST_ERROR for a PCI device, ever; the removal completes when the lock is free."""
+def test_a_drmgr_that_does_not_get_its_lock_gives_up_silently(machine: PseriesMachine, guest: Guest, contract: Contract) -> None:
+    """P26: no DEVICE_UNPLUG_GUEST_ERROR for a PCI device, ever. The event is lost: only drmgr by hand, or a reset, helps."""
     device = machine.pci.plug("virtio-rng-pci")
     with guest.drmgr.lock_held():
         attempt = device.unplug()
         assert attempt == contract.silence(device, cause="drmgr locked")
         assert device.unplug() == contract.repeat(device)
+    assert device.unplug() == contract.repeat(device)
+    guest.drmgr.remove(device.drcs[0])
     assert device.follow(attempt) == contract.removal(device)
 
 

@@ -164,6 +164,6 @@ def test_drmgr_lines() -> None:
     began = DRMGR_BEGAN.match("drmgr: begin -c pci -a -s 0x40000018 -n -V")
     assert began is not None
     assert "0x40000018" in began["arguments"]
-    ended = DRMGR_ENDED.match("drmgr: end 0")
+    ended = DRMGR_ENDED.match("drmgr: end 0 -c pci -a -s 0x40000018 -n -V")
     assert ended is not None
     assert ended["status"] == "0"
