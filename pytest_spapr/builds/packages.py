@@ -112,22 +112,13 @@ def _fetch(name: str, key: str, architecture: str, cache: Cache, mirror: str, pr
     source = SOURCES[name]
     apt = AptState(cache, mirror, source.suites, architecture, progress, target=source.target)
     with cache.lock(apt.name, progress):
-        if not apt.has_lists:
-            apt.update()
-        packages = apt.resolve(["qemu-system-ppc"])
-        try:
-            debs = apt.download(packages)
-        except MirrorError:
-            # The lists may be older than the mirror's last update, which replaces files.
-            apt.update()
-            packages = apt.resolve(["qemu-system-ppc"])
-            debs = apt.download(packages)
+        debs = apt.fetch(["qemu-system-ppc"])
         cache.require_space(200_000_000, f"unpacking QEMU {name}")
         progress.phase(f"unpacking QEMU {name}")
         with cache.publish("qemu", key) as scratch:
-            unpack(debs, scratch / "root", _EXCLUDED, progress)
+            unpack(list(debs.values()), scratch / "root", _EXCLUDED, progress)
             with cache_errors(scratch):
-                versions = {package.name: package.version for package in packages}
+                versions = {package.name: package.version for package in debs}
                 manifest = {"format": _FORMAT, "architecture": architecture, "packages": dict(sorted(versions.items()))}
                 (scratch / "build.json").write_text(json.dumps(manifest, indent=1))
     progress.done()

@@ -173,7 +173,30 @@ class AptState:
         output = self._apt(*release, "--print-uris", "-y", "install", *names)
         return [_package(match) for line in output.splitlines() if (match := _URI_LINE.match(line))]
 
-    def download(self, packages: Sequence[Package]) -> list[Path]:
+    def fetch(
+        self, names: Sequence[str], wanted: Callable[[Package], bool] = lambda _package: True, *, newest: bool = False
+    ) -> dict[Package, Path]:
+        """Return the .debs of these packages and of what they depend on, as far as ``wanted``; all steps below in one.
+
+        Without ``newest`` the lists that are there are used, and the network only for what is not in the cache.
+
+        :raises SpaprError: see :meth:`update`, :meth:`resolve` and :meth:`download`.
+        """
+
+        def attempt(attempts: int) -> dict[Package, Path]:
+            packages = [package for package in self.resolve(names) if wanted(package)]
+            return dict(zip(packages, self.download(packages, attempts), strict=True))
+
+        if not newest and self.has_lists:
+            try:
+                return attempt(1)
+            except MirrorError:
+                # The lists may be older than the mirror's last update, which replaces files.
+                self._progress.phase("bringing the package lists up to date")
+        self.update()
+        return attempt(_ATTEMPTS)
+
+    def download(self, packages: Sequence[Package], attempts: int = _ATTEMPTS) -> list[Path]:
         """Return the .deb of each package, from the cache or else from the mirror; each has its signed hash.
 
         :raises VerificationError: what the mirror sends is not what its signed index says.
@@ -185,7 +208,7 @@ class AptState:
             size = sum(package.size for package in missing)
             self._cache.require_space(2 * size, f"downloading {len(missing)} packages")
             wanted = [f"{package.name}={package.version}" for package in missing]
-            self._retried(f"{len(missing)} packages, {megabytes(size)}", lambda: self._apt("download", *wanted))
+            self._retried(f"{len(missing)} packages, {megabytes(size)}", lambda: self._apt("download", *wanted), attempts)
         for package in missing:
             if not self._is_whole(package):
                 raise VerificationError(
@@ -203,16 +226,16 @@ class AptState:
         path.unlink()
         return False
 
-    def _retried(self, what: str, action: Callable[[], object]) -> None:
+    def _retried(self, what: str, action: Callable[[], object], attempts: int = _ATTEMPTS) -> None:
         """Try again what a mirror in mid-update can cause, and say so."""
 
         def say(state: tenacity.RetryCallState) -> None:
-            again = f" (attempt {state.attempt_number} of {_ATTEMPTS})" if state.attempt_number > 1 else ""
+            again = f" (attempt {state.attempt_number} of {attempts})" if state.attempt_number > 1 else ""
             self._progress.phase(f"fetching {what}{again}")
 
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(_Transient),
-            stop=tenacity.stop_after_attempt(_ATTEMPTS),
+            stop=tenacity.stop_after_attempt(attempts),
             wait=tenacity.wait_exponential(multiplier=2),
             before=say,
             sleep=self._sleep,
@@ -275,7 +298,7 @@ class AptState:
         if has("Hash Sum mismatch", "File has unexpected size", "Mirror sync in progress"):
             return _Transient(
                 VerificationError(
-                    f"{where} sent data that does not match its signed hash, {_ATTEMPTS} times. Either it is in the middle of an "
+                    f"{where} sent data that does not match its signed hash, also when tried again. Either it is in the middle of an "
                     f"update (try again later, or another mirror) or the data was tampered with. None of it was used. apt said:\n"
                     f"{detail}"
                 )

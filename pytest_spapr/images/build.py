@@ -16,7 +16,7 @@ from typing import Any
 from pytest_spapr.cache import Cache, cache_errors
 from pytest_spapr.debian.apt import AptState, Package
 from pytest_spapr.debian.unpack import Kind, members
-from pytest_spapr.errors import ImageError, MirrorError
+from pytest_spapr.errors import ImageError
 from pytest_spapr.images import cpio, kernel, keys, store, userland
 from pytest_spapr.images import recipe as recipes
 from pytest_spapr.images.recipe import Recipe
@@ -147,23 +147,11 @@ def _fetch(recipe: Recipe, cache: Cache, mirror: str, progress: Progress, again:
     """Return the recipe's packages and nothing that they only depend on."""
     apt = AptState(cache, mirror, recipe.suites, recipe.architecture, progress)
     with cache.lock(apt.name, progress):
-        fresh = again or not apt.has_lists
-        if fresh:
-            apt.update()
-        try:
-            return _download(recipe, apt)
-        except MirrorError:
-            if fresh:
-                raise
-            # The lists may be older than the mirror's last update, which replaces files.
-            apt.update()
-            return _download(recipe, apt)
-
-
-def _download(recipe: Recipe, apt: AptState) -> dict[Package, Path]:
-    closure = apt.resolve([recipe.kernel_package, *recipe.packages])
-    packages = [package for package in closure if package.name in recipe.packages or _is_kernel(recipe, package)]
-    return dict(zip(packages, apt.download(packages), strict=True))
+        return apt.fetch(
+            [recipe.kernel_package, *recipe.packages],
+            lambda package: package.name in recipe.packages or _is_kernel(recipe, package),
+            newest=again,
+        )
 
 
 def _is_kernel(recipe: Recipe, package: Package) -> bool:

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pytest_spapr import cli
+from pytest_spapr.cache import Cache
+from pytest_spapr.images import build as images
+from pytest_spapr.images import recipe as recipes
+from pytest_spapr.images import store
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cache:
+    for name in ("SPAPR_DEBIAN_MIRROR", "SPAPR_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SPAPR_CACHE_DIR", str(tmp_path / "cache"))
+    return Cache(tmp_path / "cache")
+
+
+@pytest.fixture
+def key(cache: Cache) -> str:
+    """An image in the cache, as the recipe debian-12 would give it."""
+    recipe = recipes.load("debian-12")
+    facts = {
+        "name": recipe.name,
+        "recipe": recipe.digest,
+        "kernel_release": "6.1-test",
+        "page_size": 65536,
+        "packages": {"busybox": "1"},
+        "modules": ["virtio"],
+        "wanted_modules": ["virtio"],
+    }
+    files = {store.VMLINUX: b"elf", store.CLIENT_KEY: b"key", store.HOST_KEY: b"ssh-ed25519 AAAA\n"}
+    images._publish(cache, recipe.key, facts, {"userland": b"u", "modules": b"m", "keys": b"k"}, files)
+    return recipe.key
+
+
+def test_a_built_image_is_listed_shown_verified_and_removed(key: str, cache: Cache, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["image", "list"]) == 0
+    assert "debian-12                    Linux 6.1-test" in capsys.readouterr().out
+    assert cli.main(["image", "show"]) == 0
+    assert "Linux 6.1-test, 64 KiB pages" in capsys.readouterr().out
+    assert cli.main(["image", "show", key, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["packages"] == {"busybox": "1"}
+    assert cli.main(["image", "verify"]) == 0
+    assert cli.main(["image", "build", "--offline"]) == 0, "it is there"
+    assert cli.main(["image", "remove", "debian-12"]) == 0
+    assert cache.entries(store.KIND) == []
+
+
+def test_a_changed_image_fails_to_verify(key: str, cache: Cache, capsys: pytest.CaptureFixture[str]) -> None:
+    (cache.entry(store.KIND, key) / store.VMLINUX).write_bytes(b"ELF")
+    assert cli.main(["image", "verify"]) == 2
+    assert "vmlinux was changed" in capsys.readouterr().err
+
+
+def test_a_damaged_image_is_listed_as_such_and_can_be_removed(key: str, cache: Cache, capsys: pytest.CaptureFixture[str]) -> None:
+    (cache.entry(store.KIND, key) / store.MANIFEST).write_text("{")
+    assert cli.main(["image", "list"]) == 0
+    assert f"damaged: spapr image remove {key}" in capsys.readouterr().out
+    assert cli.main(["image", "remove", key]) == 0
+
+
+def test_what_is_not_there_is_listed_with_the_command_that_makes_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["image", "list"]) == 0
+    assert "not built: spapr image build debian-12" in capsys.readouterr().out
+    assert cli.main(["qemu", "list"]) == 0
+    assert "not fetched: spapr qemu fetch 11.1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["image", "build", "nonesuch"], "no guest image is called 'nonesuch': known are debian-12"),
+        (["image", "build", "--offline"], "--spapr-offline forbids"),
+        (["image", "build", "--debian-mirror", "nowhere"], "'nowhere' is not an http:, https: or file: URL"),
+        (["image", "show"], "debian-12 is not in the cache"),
+        (["image", "verify", "/"], "/ is not a guest image"),
+        (["image", "remove", "nonesuch"], "no guest image in the cache"),
+        (["qemu", "fetch", "--offline"], "--spapr-offline forbids"),
+        (["qemu", "fetch", "0.9"], "no QEMU build is called '0.9'"),
+    ],
+)
+def test_an_error_is_one_clear_message_and_status_2(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("spapr: ")
+    assert says in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("arguments", [[], ["image"], ["image", "frobnicate"], ["image", "remove"]])
+def test_wrong_usage_is_status_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == 2
+    assert "usage: spapr" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["image"], ["image", "build"], ["qemu"], ["qemu", "fetch"]])
+def test_help_is_there(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main([*arguments, "-h"])
+    assert caught.value.code == 0
+    assert "usage: spapr" in capsys.readouterr().out

@@ -1,0 +1,247 @@
+"""The whole way from a recipe and a signed archive to an image, with small packages made by hand."""
+
+from __future__ import annotations
+
+import json
+import stat
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pytest_spapr.cache import Cache
+from pytest_spapr.errors import ImageError, VerificationError
+from pytest_spapr.images import build as images
+from pytest_spapr.images import recipe as recipes
+from pytest_spapr.images import store
+from pytest_spapr.images.recipe import Recipe
+from tests.unit.debian_archive import HAS_APT, Archive, Content, Signer, deb, elf, module, vmlinux
+from tests.unit.test_cpio import entries
+from tests.unit.test_recipe import TEXT
+
+pytestmark = pytest.mark.skipif(not HAS_APT, reason="no apt or no gpg here")
+
+LIBRARIES: dict[str, Content] = {
+    "./lib/x/libc.so.6": elf(interpreter=""),
+    "./lib/x/ld64.so.2": elf(),
+    "./lib64/ld64.so.2": "/lib/x/ld64.so.2",
+    "./usr/lib/x/librtas.so.2.0.0": elf(needed=("libc.so.6",)),
+    "./usr/lib/x/librtas.so.2": "librtas.so.2.0.0",
+    "./usr/lib/x/libunused.so.1": elf(),
+}
+TOOL = elf(needed=("librtas.so.2", "libc.so.6"), interpreter="/lib64/ld64.so.2")
+KERNEL: dict[str, Content] = {
+    "./boot/vmlinux-6.1.0-test": vmlinux(),
+    "./boot/config-6.1.0-test": b"CONFIG_PPC_64K_PAGES=y\n",
+    "./lib/modules/6.1.0-test/kernel/virtio_net.ko": module("virtio"),
+    "./lib/modules/6.1.0-test/kernel/virtio.ko": module(),
+    "./lib/modules/6.1.0-test/kernel/unasked.ko": module(),
+}
+
+
+@pytest.fixture(scope="module")
+def signer() -> Iterator[Signer]:
+    with tempfile.TemporaryDirectory(prefix="gpg-") as home:
+        made = Signer(Path(home))
+        yield made
+        made.close()
+
+
+@pytest.fixture
+def archive(tmp_path: Path, signer: Signer, monkeypatch: pytest.MonkeyPatch) -> Archive:
+    made = Archive(tmp_path / "mirror", signer)
+    made.add("tools", deb({"./usr/bin/tool": TOOL, **LIBRARIES}, {"./usr/bin/tool": 0o755}), depends="unwanted")
+    made.add("unwanted", deb({"./usr/bin/unwanted": b"x"}))
+    made.add("linux-image", deb({}), depends="linux-image-6.1")
+    made.add("linux-image-6.1", deb(KERNEL))
+    made.publish()
+    monkeypatch.setattr("pytest_spapr.debian.apt._KEYRINGS", (signer.keyring,))
+    return made
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Recipe:
+    directory = tmp_path / "recipes"
+    (directory / "one").mkdir(parents=True)
+    (directory / "one/recipe.toml").write_text(TEXT)
+    (directory / "one/init").write_text("#!/bin/sh\n")
+    return recipes.load("one", directory)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Cache:
+    return Cache(tmp_path / "cache")
+
+
+@pytest.fixture
+def image(recipe: Recipe, cache: Cache, archive: Archive) -> store.GuestImage:
+    return images.build(recipe, cache, lambda: archive.url)
+
+
+def no_mirror() -> str:
+    raise AssertionError("asked for a mirror")
+
+
+def tree(image: store.GuestImage) -> dict[str, tuple[int, bytes]]:
+    return {name: (fields["mode"], data) for name, fields, data in entries(image.initramfs.read_bytes())}
+
+
+def test_an_image_has_what_the_recipe_names_and_the_libraries_for_it(image: store.GuestImage) -> None:
+    files = tree(image)
+    assert files["bin/tool"] == (stat.S_IFREG | 0o755, TOOL)
+    assert files["lib/librtas.so.2"][1] == LIBRARIES["./usr/lib/x/librtas.so.2.0.0"]
+    assert files["lib64/ld64.so.2"][1] == LIBRARIES["./lib/x/ld64.so.2"]
+    assert "lib/libunused.so.1" not in files
+    assert files["init"] == (stat.S_IFREG | 0o755, b"#!/bin/sh\n")
+    assert files["bin/cat"][1] == b"busybox"
+    assert files["etc/modules"][1] == b"virtio\nvirtio_net\n"
+    assert set(files) >= {"proc", "dev/console", "lib/modules/virtio.ko", "lib/modules/virtio_net.ko"}
+    assert (image.kernel_release, image.page_size, image.modules) == ("6.1.0-test", 65536, ("virtio", "virtio_net"))
+    assert image.packages == {"linux-image-6.1": "1.0", "tools": "1.0"}
+
+
+def test_the_keys_are_for_their_owner_only_and_fit_together(image: store.GuestImage) -> None:
+    files = tree(image)
+    assert stat.S_IMODE(image.client_key.stat().st_mode) == 0o600
+    assert files["root/.ssh/authorized_keys"][0] == stat.S_IFREG | 0o600
+    assert files["etc/dropbear/dropbear_ed25519_host_key"][0] == stat.S_IFREG | 0o600
+    assert image.host_key.startswith("ssh-ed25519 ")
+
+
+def test_the_same_packages_give_the_same_bytes_and_other_keys(
+    image: store.GuestImage, recipe: Recipe, archive: Archive, tmp_path: Path
+) -> None:
+    other = images.build(recipe, Cache(tmp_path / "other"), lambda: archive.url)
+    one, two = ({part["name"]: part["sha256"] for part in which.manifest["parts"]} for which in (image, other))
+    assert list(one) == ["userland", "modules", "keys"]
+    assert (one["userland"], one["modules"]) == (two["userland"], two["modules"])
+    assert one["keys"] != two["keys"]
+    assert image.host_key != other.host_key
+    assert image.client_key.read_bytes() != other.client_key.read_bytes()
+
+
+def test_a_built_image_needs_no_mirror(image: store.GuestImage, recipe: Recipe, cache: Cache) -> None:
+    assert images.build(recipe, cache, no_mirror) == image
+    assert images.resolve(str(image.directory), cache, no_mirror) == image
+
+
+def test_an_image_is_built_again_on_request_with_new_keys(
+    image: store.GuestImage, recipe: Recipe, cache: Cache, archive: Archive
+) -> None:
+    again = images.build(recipe, cache, lambda: archive.url, again=True)
+    assert again.directory == image.directory
+    assert again.host_key != image.host_key
+
+
+def test_an_image_is_built_from_cached_packages_when_the_mirror_is_gone(
+    image: store.GuestImage, recipe: Recipe, cache: Cache, archive: Archive
+) -> None:
+    cache.remove(store.KIND, recipe.key)
+    (archive.root / "pool").rename(archive.root / "gone")
+    assert images.build(recipe, cache, lambda: archive.url).packages == image.packages
+
+
+@pytest.mark.parametrize(
+    ("package", "files", "says"),
+    [
+        ("tools", {"./usr/bin/other": b"x"}, "none of its packages has usr/bin/tool"),
+        ("tools", {"./usr/bin/tool": TOOL}, "bin/tool needs .*, which is in none of its packages"),
+        ("linux-image-6.1", {"./boot/nothing": b"x"}, "no kernel is in linux-image-6.1"),
+        ("linux-image-6.1", {"./boot/vmlinux-1": b"garbage"}, "not a kernel that the pseries machine boots"),
+        ("linux-image-6.1", {**KERNEL, "./lib/modules/6.1.0-test/kernel/virtio.ko": b"garbage"}, "module virtio is damaged"),
+    ],
+)
+def test_what_is_missing_is_named_and_nothing_is_left(
+    recipe: Recipe, cache: Cache, archive: Archive, package: str, files: dict[str, Content], says: str
+) -> None:
+    archive.add(package, deb(files), "2.0", depends="")
+    archive.publish()
+    with pytest.raises(ImageError, match=says):
+        images.build(recipe, cache, lambda: archive.url)
+    assert cache.entries(store.KIND) == []
+
+
+def test_a_users_kernel_takes_the_place_of_the_images_own(image: store.GuestImage, cache: Cache, tmp_path: Path) -> None:
+    (tmp_path / "vmlinux").write_bytes(vmlinux("7.0-rc1"))
+    below = tmp_path / "staging/lib/modules/7.0-rc1/kernel"
+    below.mkdir(parents=True)
+    (below / "virtio_net.ko").write_bytes(module())
+    mine = images.with_kernel(image, tmp_path / "vmlinux", tmp_path / "staging", cache)
+    assert (mine.kernel_release, mine.page_size, mine.modules) == ("7.0-rc1", None, ("virtio_net",))
+    assert mine.kernel.read_bytes() == vmlinux("7.0-rc1")
+    assert mine.client_key.read_bytes() == image.client_key.read_bytes()
+    assert mine.host_key == image.host_key
+    files = tree(mine)
+    assert files["etc/modules"][1] == b"virtio_net\n"
+    assert "lib/modules/virtio.ko" not in files
+    assert files["bin/tool"] == tree(image)["bin/tool"]
+    assert files["root/.ssh/authorized_keys"] == tree(image)["root/.ssh/authorized_keys"]
+    assert store.verify(mine.directory) == mine
+    assert images.with_kernel(image, tmp_path / "vmlinux", tmp_path / "staging", cache) == mine, "the same from the cache"
+
+
+def test_another_build_of_the_same_release_is_another_image(image: store.GuestImage, cache: Cache, tmp_path: Path) -> None:
+    path = tmp_path / "vmlinux"
+    directories = set()
+    for data in (vmlinux("7.0"), vmlinux("7.0") + b"patched"):
+        path.write_bytes(data)
+        directories.add(images.with_kernel(image, path, None, cache).directory)
+    assert len(directories) == 2
+    assert images.with_kernel(image, path, None, cache).modules == ()
+
+
+def test_a_users_kernel_that_cannot_boot_is_refused(image: store.GuestImage, cache: Cache, tmp_path: Path) -> None:
+    (tmp_path / "bzImage").write_bytes(b"MZ" + b"\0" * 1000)
+    with pytest.raises(ImageError, match="bzImage"):
+        images.with_kernel(image, tmp_path / "bzImage", None, cache)
+    with pytest.raises(ImageError, match="cannot read the kernel"):
+        images.with_kernel(image, tmp_path / "gone", None, cache)
+
+
+@pytest.mark.parametrize("name", store.FILES)
+def test_a_file_that_was_changed_is_found(image: store.GuestImage, name: str) -> None:
+    assert store.verify(image.directory) == image
+    path = image.directory / name
+    data = path.read_bytes()
+    path.write_bytes(bytes([data[0] ^ 1]) + data[1:])
+    with pytest.raises(VerificationError, match=f"{name} was changed"):
+        store.verify(image.directory)
+
+
+def _manifest(change: Callable[[dict[str, object]], object]) -> Callable[[Path], object]:
+    def apply(directory: Path) -> object:
+        path = directory / store.MANIFEST
+        manifest = json.loads(path.read_text())
+        change(manifest)
+        return path.write_text(json.dumps(manifest))
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda directory: (directory / store.MANIFEST).unlink(), "is not a guest image.*spapr image build"),
+        (lambda directory: (directory / store.MANIFEST).write_text("{"), "is damaged"),
+        (lambda directory: (directory / store.MANIFEST).write_text("[]"), "has the format None, expected 1"),
+        (_manifest(lambda manifest: manifest.update(format=99)), "has the format 99, expected 1"),
+        (_manifest(lambda manifest: manifest.pop("kernel_release")), "is damaged.*kernel_release"),
+        (_manifest(lambda manifest: manifest.update(files=7)), "is damaged"),
+        (lambda directory: (directory / store.VMLINUX).unlink(), "vmlinux: No such file"),
+        (lambda directory: (directory / store.INITRAMFS).write_bytes(b"half"), "initramfs.cpio has 4 bytes, expected"),
+    ],
+)
+def test_a_broken_image_is_refused(image: store.GuestImage, damage: Callable[[Path], object], says: str) -> None:
+    damage(image.directory)
+    with pytest.raises(ImageError, match=says):
+        store.open_image(image.directory)
+
+
+def test_an_image_that_does_not_exist_is_named(cache: Cache, tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=f"{tmp_path} is not a guest image"):
+        images.resolve(str(tmp_path), cache, no_mirror)
+    with pytest.raises(ImageError, match="no guest image is called 'nonesuch'"):
+        images.resolve("nonesuch", cache, no_mirror)
+    with pytest.raises(ImageError, match=r"debian-12 is not in the cache .*spapr image build debian-12"):
+        images.find("debian-12", cache)
