@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import itertools
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -12,6 +15,7 @@ from pytest_spapr.config import Settings
 from pytest_spapr.errors import SpaprError
 from pytest_spapr.report.summary import Summary
 from pytest_spapr.supply import Unavailable, supply_accelerator, supply_build, supply_image
+from pytest_spapr.timeline import Lane, Record, Timeline
 
 if TYPE_CHECKING:
     from pytest_spapr.cache import Cache
@@ -20,6 +24,9 @@ if TYPE_CHECKING:
     from pytest_spapr.qemu.build import QemuBuild
 
 T = TypeVar("T")
+
+# started, modules loaded, sshd listening, ready
+_BOOT_PHASES = 4
 
 _NEEDS_BUILD = frozenset({"qemu_build", "spapr_harness", "launch_machine", "machine", "guest", "qmp", "contract"})
 _NEEDS_IMAGE = frozenset({"guest_image", "launch_machine", "machine", "guest", "qmp", "contract"})
@@ -35,6 +42,7 @@ class Bench:
         self.settings = settings
         self.run_directory = run_directory
         self.summary = Summary()
+        self._booted = False
         self._build: _Once[QemuBuild] = _Once()
         self._accelerator: _Once[str] = _Once()
         self._image: _Once[GuestImage] = _Once()
@@ -83,8 +91,6 @@ class Bench:
         except SpaprError as error:
             if self.settings.asked or self.settings.accel.named:
                 raise pytest.UsageError(str(error)) from error
-        finally:
-            progress.done()
 
     def facts(self) -> str:
         """Return, in one line, what is tested; only what has been found by now."""
@@ -97,8 +103,48 @@ class Bench:
             found.append(f"image {image.name}, Linux {image.kernel_release}")
         return ", ".join(found)
 
+    def boot_progress(self, config: pytest.Config, timeline: Timeline) -> AbstractContextManager[object]:
+        """Show how the guest comes up inside the ``with`` block, for the first boot of the run: it tells what the others cost."""
+        if self._booted or config.pluginmanager.get_plugin("terminalreporter") is None:
+            return nullcontext()
+        self._booted = True
+        return _boot_progress(config, timeline)
+
 
 BENCH = pytest.StashKey[Bench]()
+
+
+@contextmanager
+def progress_past_capture(config: pytest.Config) -> Iterator[Progress]:
+    """Progress on the real standard error, past pytest's capturing."""
+    from pytest_spapr.progress import finished, progress_for
+
+    capture = config.pluginmanager.get_plugin("capturemanager")
+    with (
+        nullcontext() if capture is None else capture.global_and_fixture_disabled(),
+        finished(progress_for(sys.stderr)) as progress,
+    ):
+        yield progress
+
+
+@contextmanager
+def _boot_progress(config: pytest.Config, timeline: Timeline) -> Iterator[None]:
+    phases = itertools.count(1)
+    booting = True
+    with progress_past_capture(config) as progress:
+        # pytest stands behind the name of the test's file.
+        sys.stderr.write("\n")
+        progress.phase("first boot")
+
+        def show(record: Record) -> None:
+            if booting and record.lane is Lane.SERVICE and record.text.startswith("init: "):
+                progress.update(next(phases), _BOOT_PHASES, f"phases, {record.text}, {record.time:.1f} s")
+
+        timeline.listen(show)
+        try:
+            yield
+        finally:
+            booting = False
 
 
 class _Once(Generic[T]):

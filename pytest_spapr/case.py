@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,14 +24,15 @@ if TYPE_CHECKING:
 class Case:
     """One per test that starts machines, in ``item.stash[CASE]``.
 
-    :ivar launches: every machine of the test, in order. :ivar failed: whether a phase has failed by now.
+    :ivar launches: every machine of the test, in order.
     """
 
     def __init__(self, item: pytest.Item) -> None:
         bench = item.config.stash[BENCH]
         self.launches: list[Launch] = []
-        self.failed = False
         self._item = item
+        self._summary = bench.summary
+        self._outcomes: dict[str, str] = {}
         self._keep = bench.settings.keep.value
         self._directory = artefacts.directory_for(bench.run_directory, item.nodeid)
         self._artefacts: Path | None = None
@@ -43,20 +45,33 @@ class Case:
         :raises ExceptionGroup: all that went wrong.
         """
         errors: list[Exception] = []
-        keep = self._keep == "always" or (self._keep == "failed" and self.failed)
-        for launch in reversed(self.launches):
-            if launch.machine is None:
-                continue
+        acts: list[Callable[[], None]] = [self._save_if_interrupted]
+        acts.extend(partial(self._end, launch) for launch in reversed(self.launches))
+        for act in acts:
             try:
-                if keep and launch.timeline.ended is None:
-                    self._kept.append(_how_to_reach(self._item.nodeid, launch.machine))
-                    launch.machine.release()
-                else:
-                    launch.machine.close()
+                act()
             except (SpaprError, OSError) as error:
                 errors.append(error)
         if errors:
             raise ExceptionGroup("ending the test's machines", errors)
+
+    def _end(self, launch: Launch) -> None:
+        keep = self._keep == "always" or (self._keep == "failed" and "failed" in self._outcomes.values())
+        if launch.machine is None:
+            return
+        if keep and launch.timeline.ended is None:
+            self._kept.append(_how_to_reach(self._item.nodeid, launch.machine))
+            # Now, not by the report: an interrupted run makes no more reports.
+            self._summary.add_kept(self._kept)
+            launch.machine.release()
+        else:
+            launch.machine.close()
+
+    def _save_if_interrupted(self) -> None:
+        """Save what a test did that Ctrl-C or SIGTERM ended: pytest makes no report about it, and it may be one that hangs."""
+        if not self._outcomes or self._outcomes == {"setup": "passed"}:
+            artefacts.save(self._directory, self.launches)
+            self._summary.add_artefacts(str(self._directory))
 
     def step(self, text: str) -> None:
         """Write a step on every machine's timeline."""
@@ -71,8 +86,8 @@ class Case:
             report.sections.append(("spapr: could not report about the machines", traceback.format_exc()))
 
     def _report(self, call: pytest.CallInfo[None], report: pytest.TestReport) -> None:
+        self._outcomes[str(report.when)] = report.outcome
         if report.failed:
-            self.failed = True
             if defect := self._crash(call):
                 report.outcome = "skipped"
                 report.wasxfail = defect_reason(defect)  # pytest's own way to say xfailed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
@@ -101,6 +101,7 @@ def launch_machine(request: pytest.FixtureRequest, spapr_harness: Harness, spapr
     """A factory of machines for this test: ``launch_machine(cpus=2)``, ``launch_machine(image=None)``."""
     item: pytest.Item = request.node
     case = case_of(item)
+    bench = item.config.stash[BENCH]
 
     def launch(*, image: GuestImage | DefaultImage | None = SESSION_IMAGE, boot: bool = True, **shape: Any) -> PseriesMachine:
         chosen: GuestImage | None = request.getfixturevalue("guest_image") if isinstance(image, DefaultImage) else image
@@ -109,7 +110,9 @@ def launch_machine(request: pytest.FixtureRequest, spapr_harness: Harness, spapr
         record = Launch(spec, Timeline())
         record.timeline.step(f"machine for {item.nodeid}")
         case.launches.append(record)
-        machine = start_machine(spapr_harness, spec, chosen, record.timeline, boot=boot)
+        watched = boot and chosen is not None
+        with bench.boot_progress(item.config, record.timeline) if watched else nullcontext():
+            machine = start_machine(spapr_harness, spec, chosen, record.timeline, boot=boot)
         record.machine = machine
         hook = item.ihook
         machine.observers.append(lambda attempt: hook.pytest_spapr_unplug_finished(machine=machine, attempt=attempt))

@@ -7,20 +7,18 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 import time
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from pytest_spapr import config as settings
 from pytest_spapr import hookspecs, markers
-from pytest_spapr.bench import BENCH, Bench
+from pytest_spapr.bench import BENCH, Bench, progress_past_capture
 from pytest_spapr.case import CASE
 from pytest_spapr.errors import ConfigError
 from pytest_spapr.fixtures import (  # noqa: F401 - pytest finds fixtures among a plugin's names
@@ -35,9 +33,6 @@ from pytest_spapr.fixtures import (  # noqa: F401 - pytest finds fixtures among 
     spapr_harness,
 )
 from pytest_spapr.supply import check_named
-
-if TYPE_CHECKING:
-    from pytest_spapr.progress import Progress
 
 _WORKER_INPUT = "spapr_run_directory"
 _SIGTERM_STATUS = 128 + signal.SIGTERM
@@ -92,7 +87,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     if config.pluginmanager.hasplugin("dsession") and not config.option.collectonly:
         bench = config.stash[BENCH]
         if bench.settings.asked:
-            with _progress(config) as progress:
+            with progress_past_capture(config) as progress:
                 bench.obtain(progress)
 
 
@@ -108,7 +103,7 @@ def pytest_runtestloop(session: pytest.Session) -> None:
     if config.option.collectonly or session.testsfailed or config.pluginmanager.hasplugin("dsession"):
         return
     bench = config.stash[BENCH]
-    with _progress(config) as progress:
+    with progress_past_capture(config) as progress:
         needed = bench.prepare(session.items, progress)
     if needed:
         _exit_on_sigterm(config)
@@ -163,16 +158,27 @@ class _Account:
 
     def __init__(self, bench: Bench) -> None:
         self._bench = bench
+        self._told = False
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         facts = getattr(report, "spapr", None)
         if facts is not None:
             self._bench.summary.add(facts)
 
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None, object, object]:
+        """pytest calls no ``pytest_terminal_summary`` after ``pytest.exit``: a run that SIGTERM ended would not say what it left."""
+        result = yield
+        reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+        if reporter is not None:
+            self.pytest_terminal_summary(reporter)
+        return result
+
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         summary = self._bench.summary
-        if not summary.machines:
+        if self._told or summary.empty:
             return
+        self._told = True
         terminalreporter.section("spapr")
         for line in summary.lines(self._bench.run_directory):
             terminalreporter.write_line(line)
@@ -194,19 +200,6 @@ def _run_directory(config: pytest.Config, decided: settings.Settings) -> Path:
     if _WORKER_INPUT in worker:
         return Path(worker[_WORKER_INPUT])
     return config.rootpath / "artefacts" / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-
-
-@contextmanager
-def _progress(config: pytest.Config) -> Iterator[Progress]:
-    """Progress on the real standard error, past pytest's capturing."""
-    from pytest_spapr.progress import progress_for
-
-    capture = config.pluginmanager.get_plugin("capturemanager")
-    if capture is None:
-        yield progress_for(sys.stderr)
-        return
-    with capture.global_and_fixture_disabled():
-        yield progress_for(sys.stderr)
 
 
 def _exit_on_sigterm(config: pytest.Config) -> None:

@@ -41,7 +41,7 @@ def facts(launches: Sequence[Launch]) -> Facts:
     return Facts(
         qemu=machines[0].build.version_text if machines else "",
         kernel=kernels[0] if kernels else "",
-        accel=launches[0].spec.accelerator,
+        accel=launches[0].spec.accelerator if launches else "",
         machines=len(launches),
         booted=len(booted),
         outcomes=dict(Counter(str(attempt.outcome) for machine in machines for attempt in machine.attempts)),
@@ -56,7 +56,7 @@ class Summary:
     """The sum of all tests' facts."""
 
     def __init__(self) -> None:
-        self.machines = 0
+        self._machines = 0
         self._booted = 0
         self._named: dict[str, Counter[str]] = {"qemu": Counter(), "kernel": Counter(), "accel": Counter()}
         self._outcomes: Counter[str] = Counter()
@@ -67,7 +67,7 @@ class Summary:
 
     def add(self, one: Facts) -> None:
         """Count one test."""
-        self.machines += one["machines"]
+        self._machines += one["machines"]
         self._booted += one["booted"]
         for name, counter in self._named.items():
             if value := str(one[name]):  # type: ignore[literal-required]
@@ -76,16 +76,30 @@ class Summary:
         self._defects.update(one["defects"])
         self._margins = _tightest([*self._margins, *((what, used, budget) for what, used, budget in one["margins"])])
         if one["artefacts"]:
-            self._artefacts.append(one["artefacts"])
-        self.kept.extend(one["kept"])
+            self.add_artefacts(one["artefacts"])
+        self.add_kept(one["kept"])
+
+    def add_artefacts(self, directory: str) -> None:
+        """Count a test's directory, once."""
+        if directory not in self._artefacts:
+            self._artefacts.append(directory)
+
+    def add_kept(self, kept: Iterable[str]) -> None:
+        """Note machines that were left running, each once."""
+        self.kept.extend(text for text in kept if text not in self.kept)
+
+    @property
+    def empty(self) -> bool:
+        return not (self._machines or self._artefacts or self.kept)
 
     def lines(self, artefacts: object) -> list[str]:
         """Return the summary.
 
         :param artefacts: the directory above all tests' artefacts.
         """
-        rows = [("tested", ", ".join(filter(None, (" and ".join(counter) for counter in self._named.values()))))]
-        rows.append(("machines", f"{self.machines} started, {self._booted} with a booted guest"))
+        tested = ", ".join(filter(None, (" and ".join(counter) for counter in self._named.values())))
+        rows = [("tested", tested or "no test was finished")]
+        rows.append(("machines", f"{self._machines} started, {self._booted} with a booted guest"))
         rows.append(("attempts", _counts(self._outcomes) or "none"))
         rows.append(("known defects met", _counts(self._defects) or "none"))
         tight = (f"{what}: {used:.1f} of {budget:.0f} s" for what, used, budget in self._margins)

@@ -110,6 +110,9 @@ def start(shared: Any, spec: Any, image: Any, timeline: Timeline, *, boot: bool)
     return StubMachine(spec, image if boot else None, timeline, shared.build)
 
 
+SHARED = SimpleNamespace(build=build())
+
+
 @contextmanager
 def harness(build: Any, accelerator: str, *, keep: bool = False) -> Iterator[Any]:
     yield SimpleNamespace(build=build, keep=keep)

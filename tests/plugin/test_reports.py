@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,9 @@ import pytest
 from pytest_spapr import fixtures
 from pytest_spapr.hotplug import defects
 from pytest_spapr.hotplug.outcome import Outcome
+from pytest_spapr.report.artefacts import Launch, excerpt
+from pytest_spapr.report.summary import Summary, facts
+from pytest_spapr.timeline import Lane, Timeline
 
 from . import stubs
 
@@ -162,6 +166,50 @@ def test_the_summary_counts_across_workers(pytester: pytest.Pytester) -> None:
     assert len(list((pytester.path / "artefacts").iterdir())) == 1
 
 
+def test_a_skip_in_setup_leaves_nothing(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import pytest
+        @pytest.fixture
+        def picky(machine): pytest.skip("not today")
+        def test_it(picky): pass
+        """
+    )
+    pytester.runpytest().assert_outcomes(skipped=1)
+    assert not (pytester.path / "artefacts").exists()
+
+
+def test_the_excerpt_begins_with_the_last_attempt_and_is_no_flood() -> None:
+    timeline = Timeline()
+    machine = stubs.start(stubs.SHARED, None, None, timeline, boot=True)
+    launch = Launch(machine.spec, timeline, machine)  # type: ignore[arg-type]
+    for number in range(100):
+        timeline.record(Lane.KERNEL, f"before {number}.")
+    assert len(excerpt(launch).splitlines()) == 40
+    machine.attempts.append(replace(stubs.attempt(Outcome.PENDING), began=timeline.mark()))
+    for number in range(20):
+        timeline.record(Lane.KERNEL, f"during {number}.")
+    assert len(excerpt(launch).splitlines()) == 20
+    assert "during 0." in excerpt(launch).splitlines()[0]
+    machine.attempts.append(replace(stubs.attempt(Outcome.PENDING), began=timeline.mark()))
+    timeline.record(Lane.KERNEL, "x" * 1000)
+    assert len(excerpt(launch).splitlines()) == 15
+    assert all(len(line) <= 200 for line in excerpt(launch).splitlines())
+
+
+def test_the_tightest_waits_are_told_once_each() -> None:
+    summary = Summary()
+    one = facts([])
+    one["margins"] = [("boot", 50.0, 100.0), ("boot", 90.0, 100.0), ("plug", 1.0, 10.0), ("unplug", 0.0, 0.0), ("ssh", 0.1, 60.0)]
+    summary.add(one)
+    told = [line for line in summary.lines("here") if " of " in line]
+    assert [line.split(None, 2)[-1] if line.startswith("tightest") else line.strip() for line in told] == [
+        "unplug: 0.0 of 0 s",
+        "boot: 90.0 of 100 s",
+        "plug: 1.0 of 10 s",
+    ]
+
+
 def test_a_run_without_machines_has_no_summary(pytester: pytest.Pytester) -> None:
     pytester.makepyfile("def test_it(): pass")
     pytester.runpytest().stdout.no_fnmatch_line("*= spapr =*")
@@ -220,6 +268,7 @@ def test_keep(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, keep: 
     pytester.makepyfile("def test_good(machine): pass\ndef test_bad(machine): assert 0")
     result = pytester.runpytest(f"--spapr-keep={keep}")
     assert " ".join(machine.ended for machine in machines) == ended
+    assert result.outlines.count("  end it: kill 4242") == ended.count("released")
     if keep == "never":
         result.stdout.no_fnmatch_line("*machines left running*")
     else:
@@ -318,7 +367,7 @@ def stub_conftest(pytester: pytest.Pytester) -> None:
     )
 
 
-def test_sigterm_ends_the_run_with_its_fixtures_torn_down(pytester: pytest.Pytester) -> None:
+def test_sigterm_ends_the_run_with_its_fixtures_torn_down_and_all_said(pytester: pytest.Pytester) -> None:
     stub_conftest(pytester)
     pytester.makepyfile(
         """
@@ -333,16 +382,23 @@ def test_sigterm_ends_the_run_with_its_fixtures_torn_down(pytester: pytest.Pytes
         """
     )
     with subprocess.Popen(
-        [sys.executable, "-m", "pytest", "-s"], cwd=pytester.path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [sys.executable, "-m", "pytest", "-s", "--spapr-keep=always"],
+        cwd=pytester.path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     ) as run:
         assert run.stdout is not None
         for line in run.stdout:
             if "in the test" in line:
                 break
         run.send_signal(signal.SIGTERM)
-        run.stdout.read()
+        said = run.stdout.read()
         assert run.wait(30) == 128 + signal.SIGTERM
     assert (pytester.path / "torn-down").exists()
+    assert {path.name for path in left(pytester).iterdir()} == FILES
+    assert f"{left(pytester).parent} (1 test)" in said
+    assert "end it: kill 4242" in said
 
 
 def test_outcomes_are_words_of_the_contract() -> None:
