@@ -57,6 +57,7 @@ class GuestCpus:
                 raise GuestError(f"CPUs {sorted(still)} are online although the guest accepted to take them offline")
             yield
         finally:
-            if self._shell.usable:
-                for cpu in taken:
-                    self._shell.run(f"! test -e {_SYSFS}/cpu{cpu}/online || echo 1 > {_SYSFS}/cpu{cpu}/online").check()
+            # sysfs keeps the directory of a CPU that was removed.
+            if taken and self._shell.usable:
+                for cpu in self.present().intersection(taken):
+                    self.set_online(cpu, True)

@@ -132,7 +132,7 @@ def test_an_id_is_used_once(machine: PseriesMachine) -> None:
     """C19, M24."""
     dimm = machine.dimms.plug()
     with nothing_changes(machine), pytest.raises(QmpRefused, match=f"Duplicate (device )?ID '{dimm.id}'"):
-        machine.dimms.plug(device_id=dimm.id)
+        machine.pci.plug("virtio-rng-pci", device_id=dimm.id)
 
 
 def test_what_is_not_there_cannot_be_removed(machine: PseriesMachine) -> None:

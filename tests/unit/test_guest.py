@@ -54,7 +54,7 @@ def cpus_that_obey() -> ScriptedShell:
 
     def answer(command: str) -> tuple[int, str]:
         if command.startswith("cat"):
-            return 0, ",".join(map(str, sorted(online)))
+            return 0, "0-1" if command.endswith("/present") else ",".join(map(str, sorted(online)))
         cpu = int(command.rsplit("/cpu", 1)[1].split("/")[0])
         if "echo 1" in command:
             online.add(cpu)
@@ -167,3 +167,13 @@ def test_drmgr_lines() -> None:
     ended = DRMGR_ENDED.match("drmgr: end 0 -c pci -a -s 0x40000018 -n -V")
     assert ended is not None
     assert ended["status"] == "0"
+
+
+def test_a_cpu_that_was_removed_meanwhile_is_not_brought_back() -> None:
+    def answer(command: str) -> tuple[int, str]:
+        return 0, "0" if command.startswith("cat") else ""
+
+    shell = ScriptedShell(answer)
+    with GuestCpus(shell).offline(1):
+        pass
+    assert [command for command in shell.commands if "echo 1" in command] == []
