@@ -206,7 +206,7 @@ class AptState:
         missing = [package for package in packages if not self._is_whole(package)]
         if missing:
             size = sum(package.size for package in missing)
-            self._cache.require_space(2 * size, f"downloading {len(missing)} packages")
+            self._cache.require_space(size + size // 10, f"downloading {len(missing)} packages")
             wanted = [f"{package.name}={package.version}" for package in missing]
             self._retried(f"{len(missing)} packages, {megabytes(size)}", lambda: self._apt("download", *wanted), attempts)
         for package in missing:
@@ -290,6 +290,11 @@ class AptState:
 
         if has("No space left on device", "enough free space"):
             return CacheError(full_disk(self._state))
+        if has("Could not get lock"):
+            # Its own lock, not the host's: an apt whose pytest was killed goes on for some seconds.
+            return _Transient(
+                CacheError(f"another apt-get still works in {self._state}: wait for it, or end it. apt said:\n{detail}")
+            )
         if has("NO_PUBKEY"):
             return VerificationError(
                 f"this machine's debian-archive-keyring does not have the key that {where} is signed with: bring the package up "

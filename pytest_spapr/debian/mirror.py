@@ -62,7 +62,6 @@ def _says_debian(_uri: str, _release: str, origin: str, label: str) -> bool:
     return origin == "Debian" and label == "Debian"
 
 
-def _looks_debian(uri: str, release: str, _origin: str, _label: str) -> bool:
+def _looks_debian(uri: str, _release: str, _origin: str, _label: str) -> bool:
     # ".list": cloud images name their mirrors in a file, mirror+file:/etc/apt/mirrors/debian.list.
-    path = urlsplit(uri).path.rstrip("/").removesuffix(".list")
-    return path.endswith("/debian") and not release.endswith("-security")
+    return urlsplit(uri).path.rstrip("/").removesuffix(".list").endswith("/debian")

@@ -162,11 +162,20 @@ def test_the_hosts_laxness_and_hooks_do_not_apply(
         f'APT::Update::Post-Invoke-Success {{ "touch {tmp_path}/ran"; }}; DPkg::Post-Invoke {{ "touch {tmp_path}/ran"; }};\n'
     )
     monkeypatch.setenv("APT_CONFIG", str(lax))
-    make().update()
+    apt = make()
+    apt.update()
     assert not (tmp_path / "ran").exists()
+    assert apt.resolve(["lib"])
     archive.in_release.rename(archive.in_release.with_name("Release"))
-    with pytest.raises(VerificationError):
-        make().update()
+    for state in (apt, make(keyring=_copy(archive.signer.keyring, tmp_path))):  # one that knows it signed, and a new one
+        with pytest.raises(VerificationError, match="not signed as it must be"):
+            state.update()
+
+
+def _copy(keyring: Path, directory: Path) -> Path:
+    """The same keys under another name: apt's state goes by the name, so it is a new one."""
+    (directory / "keys.gpg").write_bytes(keyring.read_bytes())
+    return directory / "keys.gpg"
 
 
 def test_lists_that_are_older_than_the_mirror_are_brought_up_to_date(make: Make, archive: Archive, heard: Heard) -> None:

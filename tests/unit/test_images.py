@@ -187,7 +187,10 @@ def test_another_build_of_the_same_release_is_another_image(image: store.GuestIm
     for data in (vmlinux("7.0"), vmlinux("7.0") + b"patched"):
         path.write_bytes(data)
         directories.add(images.with_kernel(image, path, None, cache).directory)
-    assert len(directories) == 2
+    (tmp_path / "7.0").mkdir()
+    (tmp_path / "7.0/virtio_net.ko").write_bytes(module())
+    directories.add(images.with_kernel(image, path, tmp_path / "7.0", cache).directory)
+    assert len(directories) == 3
     assert images.with_kernel(image, path, None, cache).modules == ()
 
 
