@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -170,6 +171,18 @@ def test_the_hosts_laxness_and_hooks_do_not_apply(
     for state in (apt, make(keyring=_copy(archive.signer.keyring, tmp_path))):  # one that knows it signed, and a new one
         with pytest.raises(VerificationError, match="not signed as it must be"):
             state.update()
+
+
+def test_the_hosts_proxy_and_login_settings_go_on_working(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = tmp_path / "apt.conf"
+    host.write_text('Acquire::http::Proxy "http://proxy.invalid:3128"; Acquire::https::CaInfo "/etc/own-ca.pem";\n')
+    monkeypatch.setenv("APT_CONFIG", str(host))
+    command = ["apt-config", "-c", str(make()._state / "apt.conf"), "dump"]
+    dump = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert 'Acquire::http::Proxy "http://proxy.invalid:3128";' in dump
+    assert 'Acquire::https::CaInfo "/etc/own-ca.pem";' in dump
+    assert 'Dir::Etc::netrcparts "auth.conf.d";' in dump
+    assert 'Dir::Etc::sourceparts "/dev/null";' in dump
 
 
 def _copy(keyring: Path, directory: Path) -> Path:
