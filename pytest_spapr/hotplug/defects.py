@@ -16,9 +16,8 @@ from pytest_spapr.errors import MachineDied
 from pytest_spapr.hotplug.outcome import Kind, Outcome
 
 if TYPE_CHECKING:
-    from pytest_spapr.qemu.build import QemuBuild
-
     from pytest_spapr.hotplug.pseries import PseriesMachine
+    from pytest_spapr.qemu.build import QemuBuild
 
 Version = tuple[int, int, int]
 

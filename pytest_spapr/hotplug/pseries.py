@@ -6,16 +6,15 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from pytest_spapr.images.store import GuestImage
-from pytest_spapr.qemu.argv import MachineSpec
-
 from pytest_spapr.hotplug.attempt import Attempt
 from pytest_spapr.hotplug.cores import Cores
 from pytest_spapr.hotplug.dimms import Dimms
 from pytest_spapr.hotplug.judge import Judge
 from pytest_spapr.hotplug.outcome import Outcome
 from pytest_spapr.hotplug.pci import Pci
+from pytest_spapr.images.store import GuestImage
 from pytest_spapr.machine import Harness, Machine
+from pytest_spapr.qemu.argv import MachineSpec
 from pytest_spapr.timeline import Timeline
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ _DEBUGGED: Final = "; ".join(
 #: of the hotplug code, without which a core's removal leaves no trace in the guest.
 DEFAULT_KERNEL_ARGS: Final = ("console=hvc0", "loglevel=4", "panic=0", f'"dyndbg={_DEBUGGED}"')
 
-# ibm,configure-connector and friends need no device in the boot slots; slot 0 has the network card, tests get the others.
+# The tests get the other slots of the default PHB.
 _NETWORK_SLOT: Final = "0x0"
 _SANDBOX: Final = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
@@ -122,7 +122,13 @@ def _arguments(build: QemuBuild, spec: MachineSpec, image: GuestImage | None, ch
     yield from ("-m", f"{spec.memory}M{room}")
     # A panicked or halted guest must stay to be looked at.
     yield from (("-action", "panic=pause") if "set-action" in build.features else ("-no-shutdown",))
-    yield from ("-chardev", f"socket,id=qmp,fd={channels.qmp}", "-mon", "chardev=qmp,mode=control")
+    yield from ("-chardev", f"socket,id=qmp,fd={channels.qmp}")
+    # 11.1 deprecates -mon.
+    yield from (
+        ("-object", "monitor-qmp,id=monitor,chardev=qmp")
+        if "monitor-qmp" in build.features
+        else ("-mon", "chardev=qmp,mode=control")
+    )
     for name in ("console", "kernel", "service"):
         # No reg=: explicit ones collide with the NVRAM's and with each other's interrupts.
         yield from ("-chardev", f"socket,id={name},fd={getattr(channels, name)}", "-device", f"spapr-vty,chardev={name}")

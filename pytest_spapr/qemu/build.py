@@ -17,7 +17,8 @@ from pytest_spapr.errors import BuildError
 _TARGET: Final = "ppc64"
 _SECONDS: Final = 60.0
 # Raise it when the probe learns to ask for more.
-_FORMAT: Final = 1
+_FORMAT: Final = 2
+# A command, with a word of ours behind a colon where one command is asked twice, and its arguments.
 _Questions = dict[str, dict[str, Any]]
 _QUESTIONS: Final[_Questions] = {
     "query-version": {},
@@ -27,6 +28,7 @@ _QUESTIONS: Final[_Questions] = {
     "query-qmp-schema": {},
     "query-command-line-options": {},
     "qom-list-types": {"implements": "device", "abstract": False},
+    "qom-list-types:monitor": {"implements": "monitor-qmp"},
 }
 _PROPERTIES: Final = "qom-list-properties"
 _EXPECTED: Final = "Give the path of a qemu-system-ppc64 binary."
@@ -39,7 +41,7 @@ class QemuBuild:
     :ivar name: what the user called it. :ivar command: how to run it: the binary, or a loader and the binary.
     :ivar env: additions to the environment. :ivar version: e.g. ``(7, 2, 22)``. :ivar package: the distributor's words, or None.
     :ivar machines: machine types and their aliases. :ivar accelerators: those that work here, as QEMU says.
-    :ivar features: QMP commands and events by name, ``-sandbox`` and ``x-vof`` where there are such.
+    :ivar features: QMP commands and events by name, and ``-sandbox``, ``x-vof`` and ``monitor-qmp`` where there are such.
     :ivar devices: device models. :ivar sha256: of the binary.
     """
 
@@ -101,7 +103,7 @@ def _ask(command: Sequence[str], env: Mapping[str, str], binary: Path, questions
     # kvm:tcg is the only way to hear from QEMU whether KVM works here: query-kvm speaks of the accelerator that runs.
     arguments += ["-accel", "kvm", "-accel", "tcg"]
     commands = [{"execute": "qmp_capabilities"}]
-    commands += [{"execute": name, "arguments": asked, "id": name} for name, asked in questions.items()]
+    commands += [{"execute": name.partition(":")[0], "arguments": asked, "id": name} for name, asked in questions.items()]
     commands.append({"execute": "quit"})
     lines = "".join(json.dumps(line) + "\n" for line in commands)
     try:
@@ -158,6 +160,7 @@ def _build(
     features = {entry["name"] for entry in answers["query-qmp-schema"] if entry["meta-type"] in ("command", "event")}
     features |= {f"-{option['option']}" for option in answers["query-command-line-options"]}
     features |= {prop["name"] for prop in answers[_PROPERTIES] or () if prop["name"] == "x-vof"}
+    features |= {entry["name"] for entry in answers["qom-list-types:monitor"] or ()}
     kvm = answers["query-kvm"] or {}
     return QemuBuild(
         name=name,
