@@ -124,11 +124,8 @@ def _arguments(build: QemuBuild, spec: MachineSpec, image: GuestImage | None, ch
     yield from (("-action", "panic=pause") if "set-action" in build.features else ("-no-shutdown",))
     yield from ("-chardev", f"socket,id=qmp,fd={channels.qmp}")
     # 11.1 deprecates -mon.
-    yield from (
-        ("-object", "monitor-qmp,id=monitor,chardev=qmp")
-        if "monitor-qmp" in build.features
-        else ("-mon", "chardev=qmp,mode=control")
-    )
+    modern = "monitor-qmp" in build.features
+    yield from (("-object", "monitor-qmp,id=monitor,chardev=qmp") if modern else ("-mon", "chardev=qmp,mode=control"))
     for name in ("console", "kernel", "service"):
         # No reg=: explicit ones collide with the NVRAM's and with each other's interrupts.
         yield from ("-chardev", f"socket,id={name},fd={getattr(channels, name)}", "-device", f"spapr-vty,chardev={name}")

@@ -102,7 +102,7 @@ def _ask(command: Sequence[str], env: Mapping[str, str], binary: Path, questions
     arguments = ["-machine", "none", "-nodefaults", "-no-user-config", "-display", "none", "-S", "-qmp", "stdio"]
     # kvm:tcg is the only way to hear from QEMU whether KVM works here: query-kvm speaks of the accelerator that runs.
     arguments += ["-accel", "kvm", "-accel", "tcg"]
-    commands = [{"execute": "qmp_capabilities"}]
+    commands: list[dict[str, Any]] = [{"execute": "qmp_capabilities"}]
     commands += [{"execute": name.partition(":")[0], "arguments": asked, "id": name} for name, asked in questions.items()]
     commands.append({"execute": "quit"})
     lines = "".join(json.dumps(line) + "\n" for line in commands)

@@ -74,8 +74,8 @@ class _Client(QMPClient):
         body = dict(msg)
         if "event" in body:
             self._timeline.record(Lane.EVENT, event_text(body), body)
-        elif "error" in body:
-            self._timeline.record(Lane.QMP, f"<- error {body['error'].get('class')}: {body['error'].get('desc')}", body)
+        elif isinstance(error := body.get("error"), dict):
+            self._timeline.record(Lane.QMP, f"<- error {error.get('class')}: {error.get('desc')}", body)
         elif "return" in body:
             self._timeline.record(Lane.QMP, f"<- {_short(body['return'])}")
         return super()._cb_inbound(msg)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,8 @@ _MIB = 1 << 20
 
 
 @pytest.fixture
-def machine(launch_machine: Callable[..., PseriesMachine]) -> Iterator[PseriesMachine]:
-    """A machine at ``-S`` with two cores, one DIMM slot taken and one free."""
+def machine(launch_machine: Callable[..., PseriesMachine]) -> PseriesMachine:
+    """A machine at ``-S`` with two of four cores and two DIMM slots, without a guest."""
     return launch_machine(image=None, boot=False, cpus=2, max_cpus=4, slots=2)
 
 

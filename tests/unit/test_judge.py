@@ -27,14 +27,14 @@ class ScriptedMachine:
     def __init__(self, on_delete: Script, on_settle: Script = lambda _: None) -> None:
         self.timeline = Timeline()
         self.on_delete = on_delete
+        self.errd = ErrdState.RUNNING
+        self.lock: LockHolder | None = None
         self.qmp = SimpleNamespace(execute=self.execute)
         self.guest = SimpleNamespace(
             settle=lambda: on_settle(self),
             rtas_errd=SimpleNamespace(state=lambda: self.errd),
             drmgr=SimpleNamespace(lock_holder=lambda: self.lock),
         )
-        self.errd = ErrdState.RUNNING
-        self.lock: LockHolder | None = None
         self.has_guest = True
         self.state = "running"
         self.pending = False
