@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pytest_spapr.deadline import Deadline
 from pytest_spapr.errors import MachineError
@@ -10,11 +10,10 @@ from pytest_spapr.guest import kernel_log
 from pytest_spapr.hotplug import drc
 from pytest_spapr.hotplug.device import Device, presence
 from pytest_spapr.hotplug.evidence import Clue
+from pytest_spapr.hotplug.ledger import Ledger
 from pytest_spapr.hotplug.outcome import Kind, Presence
+from pytest_spapr.machine import Machine
 from pytest_spapr.timeline import Record
-
-if TYPE_CHECKING:
-    from pytest_spapr.hotplug.pseries import PseriesMachine
 
 
 class Core(Device):
@@ -22,8 +21,10 @@ class Core(Device):
 
     kind = Kind.CORE
 
-    def __init__(self, machine: PseriesMachine, device_id: str, drcs: tuple[int, ...], core_id: int, threads: int) -> None:
-        super().__init__(machine, device_id, drcs)
+    def __init__(
+        self, machine: Machine, ledger: Ledger, device_id: str, drcs: tuple[int, ...], core_id: int, threads: int
+    ) -> None:
+        super().__init__(machine, ledger, device_id, drcs)
         self.core_id = core_id
         self.threads = threads
 
@@ -55,19 +56,19 @@ class Core(Device):
         return Clue.FAILED if kernel_log.says(record, kernel_log.CORE_REMOVAL_FAILED) else None
 
     def _queried(self) -> bool:
-        return any(slot.get("qom-path") == self.qom_path for slot in self.machine.cores.slots())
+        return any(slot.get("qom-path") == self.qom_path for slot in _slots(self.machine))
 
 
 class Cores:
     """A machine's cores."""
 
-    def __init__(self, machine: PseriesMachine) -> None:
+    def __init__(self, machine: Machine, ledger: Ledger) -> None:
         self._machine = machine
+        self._ledger = ledger
 
     def slots(self) -> list[dict[str, Any]]:
         """Return ``query-hotpluggable-cpus``, lowest core first."""
-        answer: list[dict[str, Any]] = self._machine.qmp.execute("query-hotpluggable-cpus")
-        return sorted(answer, key=lambda slot: int(slot["props"]["core-id"]))
+        return _slots(self._machine)
 
     def plug(self, core_id: int | None = None, *, device_id: str | None = None, wait: bool = True, **properties: Any) -> Core:
         """Plug a core and wait until the guest has it online; 0.1 to 0.5 s under TCG.
@@ -81,12 +82,14 @@ class Cores:
         machine = self._machine
         slot = self._slot(core_id)
         core_id = slot["props"]["core-id"] if core_id is None else core_id
-        device_id = device_id or machine.new_id("core")
+        device_id = device_id or self._ledger.new_id("core")
         since = machine.timeline.mark()
         machine.timeline.step(f"plug core {device_id}")
         machine.qmp.execute("device_add", {"driver": slot["type"], "id": device_id, "core-id": core_id, **properties})
         deadline = Deadline(machine.budgets.plug)
-        core = Core(machine, device_id, drc.attached(machine.timeline, since, 1, deadline), core_id, slot["vcpus-count"])
+        core = Core(
+            machine, self._ledger, device_id, drc.attached(machine.timeline, since, 1, deadline), core_id, slot["vcpus-count"]
+        )
         if wait and machine.has_guest:
             core.await_configured(since, deadline)
         return core
@@ -94,7 +97,9 @@ class Cores:
     def boot_core(self) -> Core:
         """Return core 0, which is there from the start and which QEMU never gives up."""
         slot = self.slots()[0]
-        return Core(self._machine, slot["qom-path"], (drc.CORE_TYPE,), slot["props"]["core-id"], slot["vcpus-count"])
+        return Core(
+            self._machine, self._ledger, slot["qom-path"], (drc.CORE_TYPE,), slot["props"]["core-id"], slot["vcpus-count"]
+        )
 
     def _slot(self, core_id: int | None) -> dict[str, Any]:
         slots = self.slots()
@@ -105,3 +110,8 @@ class Cores:
         if not wanted and core_id is None:
             raise MachineError(f"all {len(slots)} core slots of the machine are taken: ask for more with max_cpus=")
         return (wanted or slots)[0]
+
+
+def _slots(machine: Machine) -> list[dict[str, Any]]:
+    answer: list[dict[str, Any]] = machine.qmp.execute("query-hotpluggable-cpus")
+    return sorted(answer, key=lambda slot: int(slot["props"]["core-id"]))

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from pytest_spapr.deadline import Deadline
 from pytest_spapr.errors import DeadlineExpired
 from pytest_spapr.hotplug.attempt import Attempt, Views
 from pytest_spapr.hotplug.evidence import Clue
+from pytest_spapr.hotplug.judge import Judge
+from pytest_spapr.hotplug.ledger import Ledger
 from pytest_spapr.hotplug.outcome import Kind, Presence
+from pytest_spapr.machine import Machine
 from pytest_spapr.timeline import Record
-
-if TYPE_CHECKING:
-    from pytest_spapr.hotplug.pseries import PseriesMachine
 
 
 class NotConfigured(AssertionError):
@@ -28,8 +28,9 @@ class Device(ABC):
 
     kind: ClassVar[Kind]
 
-    def __init__(self, machine: PseriesMachine, device_id: str, drcs: tuple[int, ...]) -> None:
+    def __init__(self, machine: Machine, ledger: Ledger, device_id: str, drcs: tuple[int, ...]) -> None:
         self.machine = machine
+        self._ledger = ledger
         self.id = device_id
         self.drcs = drcs
 
@@ -52,14 +53,14 @@ class Device(ABC):
 
         :param seconds: the backstop; default: the accelerator's budget for an unplug.
         """
-        return self.machine.unplug(self, seconds)
+        return self._ledger.enter(self._judge(seconds).attempt())
 
     def follow(self, attempt: Attempt, *, seconds: float | None = None) -> Attempt:
         """Wait on, without a new command, for what becomes of a pending attempt after its cause was removed.
 
         The attempt that is returned has all events since the first command.
         """
-        return self.machine.follow(self, attempt, seconds)
+        return self._ledger.enter(self._judge(seconds).follow(attempt))
 
     def await_configured(self, since: int, deadline: Deadline | None = None) -> None:
         """Wait until the guest says, after the cursor, that it has the device; then look at the guest to see that it is true.
@@ -99,6 +100,10 @@ class Device(ABC):
         children = self.machine.qmp.execute("qom-list", {"path": parent})
         answers = {any(child["name"] == name for child in children), self._queried()}
         return Presence.PARTIAL if len(answers) > 1 else Presence.PRESENT if answers.pop() else Presence.ABSENT
+
+    def _judge(self, seconds: float | None) -> Judge:
+        budget = self.machine.budgets.unplug if seconds is None else seconds
+        return Judge(self, self.machine, pending=self._ledger.is_pending(self.id), seconds=budget)
 
     @abstractmethod
     def guest_presence(self) -> Presence:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pytest_spapr.deadline import Deadline
 from pytest_spapr.errors import QmpRefused
@@ -11,11 +11,10 @@ from pytest_spapr.guest.memory import LMB
 from pytest_spapr.hotplug import drc
 from pytest_spapr.hotplug.device import Device, presence
 from pytest_spapr.hotplug.evidence import Clue
+from pytest_spapr.hotplug.ledger import Ledger
 from pytest_spapr.hotplug.outcome import Kind, Presence
+from pytest_spapr.machine import Machine
 from pytest_spapr.timeline import Record
-
-if TYPE_CHECKING:
-    from pytest_spapr.hotplug.pseries import PseriesMachine
 
 _MIB = 1 << 20
 
@@ -25,8 +24,8 @@ class Dimm(Device):
 
     kind = Kind.DIMM
 
-    def __init__(self, machine: PseriesMachine, device_id: str, drcs: tuple[int, ...], size: int, backend: str) -> None:
-        super().__init__(machine, device_id, drcs)
+    def __init__(self, machine: Machine, ledger: Ledger, device_id: str, drcs: tuple[int, ...], size: int, backend: str) -> None:
+        super().__init__(machine, ledger, device_id, drcs)
         self.size = size
         self.backend = backend
 
@@ -70,8 +69,9 @@ class Dimm(Device):
 class Dimms:
     """A machine's DIMMs."""
 
-    def __init__(self, machine: PseriesMachine) -> None:
+    def __init__(self, machine: Machine, ledger: Ledger) -> None:
         self._machine = machine
+        self._ledger = ledger
 
     def plug(self, size: int = 256, *, device_id: str | None = None, wait: bool = True, **properties: Any) -> Dimm:
         """Plug a DIMM with a RAM backend of its own and wait until the guest has every block online; about 0.1 s under TCG.
@@ -81,7 +81,7 @@ class Dimms:
         :raises QmpRefused: QEMU refused; the backend is deleted again. :raises NotConfigured: the guest did not take it.
         """
         machine = self._machine
-        device_id = device_id or machine.new_id("dimm")
+        device_id = device_id or self._ledger.new_id("dimm")
         backend = f"{device_id}-memory"
         since = machine.timeline.mark()
         machine.timeline.step(f"plug dimm {device_id} of {size} MiB")
@@ -92,7 +92,9 @@ class Dimms:
             machine.qmp.execute("object-del", {"id": backend})
             raise
         deadline = Deadline(machine.budgets.plug)
-        dimm = Dimm(machine, device_id, drc.attached(machine.timeline, since, size * _MIB // LMB, deadline), size, backend)
+        dimm = Dimm(
+            machine, self._ledger, device_id, drc.attached(machine.timeline, since, size * _MIB // LMB, deadline), size, backend
+        )
         if wait and machine.has_guest:
             dimm.await_configured(since, deadline)
         return dimm

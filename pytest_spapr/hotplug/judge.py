@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, ClassVar, Final, Protocol
 
 from pytest_spapr.deadline import Deadline
 from pytest_spapr.errors import DeadlineExpired, MachineDied, QmpRefused
@@ -17,10 +17,8 @@ from pytest_spapr.hotplug import drc
 from pytest_spapr.hotplug.attempt import Attempt, Views
 from pytest_spapr.hotplug.evidence import Clue
 from pytest_spapr.hotplug.outcome import Kind, Outcome, Presence, Silence
+from pytest_spapr.machine import Machine
 from pytest_spapr.timeline import Lane, Record
-
-if TYPE_CHECKING:
-    from pytest_spapr.hotplug.device import Device
 
 _ABOUT_UNPLUG: Final = re.compile(r"DEVICE_DELETED|.*UNPLUG.*")
 _OUTCOMES: Final = {
@@ -28,6 +26,20 @@ _OUTCOMES: Final = {
     "DEVICE_UNPLUG_GUEST_ERROR": Outcome.REFUSED,
     "MEM_UNPLUG_ERROR": Outcome.REFUSED,
 }
+
+
+class Unpluggable(Protocol):
+    """What the judge needs of a device."""
+
+    kind: ClassVar[Kind]
+    id: str
+    drcs: tuple[int, ...]
+
+    def unplug_clue(self, record: Record) -> Clue | None:
+        """Return what a record says of the guest's giving up this device."""
+
+    def views(self) -> Views:
+        """Return QEMU's and the guest's view, each asked now."""
 
 
 @dataclass(slots=True)
@@ -49,25 +61,25 @@ class _Heard:
 
 
 class Judge:
-    """Judges one device's attempts.
+    """Judges one attempt on a device.
 
-    :param device: whose. :param seconds: the backstop.
+    :param pending: whether an earlier attempt left the device pending. :param seconds: the backstop.
     """
 
-    def __init__(self, device: Device, seconds: float) -> None:
+    def __init__(self, device: Unpluggable, machine: Machine, *, pending: bool, seconds: float) -> None:
         self._device = device
-        self._machine = device.machine
-        self._timeline = device.machine.timeline
+        self._machine = machine
+        self._timeline = machine.timeline
+        self._pending = pending
         self._seconds = seconds
 
     def attempt(self) -> Attempt:
         """Send ``device_del`` and judge what follows."""
         began = self._timeline.mark()
         self._timeline.step(f"unplug {self._device.kind} {self._device.id}")
-        pending_before = self._machine.is_pending(self._device)
         try:
             self._machine.qmp.execute("device_del", {"id": self._device.id})
-            verdict = self._watch(began, known_pending=pending_before)
+            verdict = self._watch(began, known_pending=self._pending)
         except QmpRefused as error:
             verdict = _Verdict(Outcome.REJECTED, reply=error.description, evidence=[f"QEMU: {error.description}"])
         except MachineDied as error:
@@ -224,7 +236,7 @@ class Judge:
         # A core that is pending already is announced to the guest again without a trace of its own.
         if outcome is Outcome.REJECTED:
             return False
-        return self._machine.is_pending(self._device) or drc.awaiting(self._timeline, began, set(self._device.drcs))
+        return self._pending or drc.awaiting(self._timeline, began, set(self._device.drcs))
 
     def _settle(self, since: int) -> None:
         """Return when the guest is done with the event, so that its view and QEMU's can be compared."""

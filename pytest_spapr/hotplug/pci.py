@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from pytest_spapr.deadline import Deadline
 from pytest_spapr.errors import MachineError
@@ -10,11 +10,10 @@ from pytest_spapr.guest.services import DRMGR_BEGAN, DRMGR_ENDED
 from pytest_spapr.hotplug import drc
 from pytest_spapr.hotplug.device import Device
 from pytest_spapr.hotplug.evidence import Clue
+from pytest_spapr.hotplug.ledger import Ledger
 from pytest_spapr.hotplug.outcome import Kind, Presence
+from pytest_spapr.machine import Machine
 from pytest_spapr.timeline import Lane, Record
-
-if TYPE_CHECKING:
-    from pytest_spapr.hotplug.pseries import PseriesMachine
 
 _BUS: Final = "pci.0"
 _SLOTS: Final = 32
@@ -25,8 +24,8 @@ class PciDevice(Device):
 
     kind = Kind.PCI
 
-    def __init__(self, machine: PseriesMachine, device_id: str, drcs: tuple[int, ...], driver: str, slot: int) -> None:
-        super().__init__(machine, device_id, drcs)
+    def __init__(self, machine: Machine, ledger: Ledger, device_id: str, drcs: tuple[int, ...], driver: str, slot: int) -> None:
+        super().__init__(machine, ledger, device_id, drcs)
         self.driver = driver
         self.slot = slot
 
@@ -62,8 +61,9 @@ class PciDevice(Device):
 class Pci:
     """A machine's PCI slots on the default PHB."""
 
-    def __init__(self, machine: PseriesMachine) -> None:
+    def __init__(self, machine: Machine, ledger: Ledger) -> None:
         self._machine = machine
+        self._ledger = ledger
 
     def plug(
         self, driver: str, *, slot: int | None = None, device_id: str | None = None, wait: bool = True, **properties: Any
@@ -76,13 +76,13 @@ class Pci:
         """
         machine = self._machine
         slot = self._free_slot() if slot is None else slot
-        device_id = device_id or machine.new_id("pci")
+        device_id = device_id or self._ledger.new_id("pci")
         since = machine.timeline.mark()
         machine.timeline.step(f"plug {driver} {device_id} in slot {slot}")
         # Without bus= the device can land on a PHB that was hot-added.
         machine.qmp.execute("device_add", {"driver": driver, "id": device_id, "bus": _BUS, "addr": f"{slot:#x}", **properties})
         deadline = Deadline(machine.budgets.plug)
-        device = PciDevice(machine, device_id, drc.attached(machine.timeline, since, 1, deadline), driver, slot)
+        device = PciDevice(machine, self._ledger, device_id, drc.attached(machine.timeline, since, 1, deadline), driver, slot)
         if wait and machine.has_guest:
             device.await_configured(since, deadline)
         return device

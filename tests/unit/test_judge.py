@@ -11,10 +11,10 @@ import pytest
 from pytest_spapr.errors import MachineDied, QmpRefused
 from pytest_spapr.guest.services import ErrdState, LockHolder
 from pytest_spapr.hotplug.attempt import Attempt, Views
-from pytest_spapr.hotplug.device import Device
 from pytest_spapr.hotplug.evidence import Clue
-from pytest_spapr.hotplug.judge import Judge
+from pytest_spapr.hotplug.judge import Judge, Unpluggable
 from pytest_spapr.hotplug.outcome import Kind, Outcome, Presence, Silence
+from pytest_spapr.machine import Machine
 from pytest_spapr.timeline import Lane, Record, Timeline
 
 DRC = 0x10000001
@@ -48,9 +48,6 @@ class ScriptedMachine:
             raise self.timeline.ended
         return self.state
 
-    def is_pending(self, _: Device) -> bool:
-        return self.pending
-
     def execute(self, command: str, _: object = None) -> dict[str, Any]:
         if command == "device_del":
             self.on_delete(self)
@@ -78,11 +75,10 @@ def judge(machine: ScriptedMachine, kind: Kind = Kind.CORE, seconds: float = 2.0
         id="core1",
         kind=kind,
         drcs=(DRC,),
-        machine=machine,
         unplug_clue=clue,
         views=lambda: Views(Presence.PRESENT, Presence.UNKNOWN),
     )
-    return Judge(cast("Device", device), seconds)
+    return Judge(cast("Unpluggable", device), cast("Machine", machine), pending=machine.pending, seconds=seconds)
 
 
 def attempt(on_delete: Script, on_settle: Script = lambda _: None, **options: Any) -> Attempt:
@@ -241,6 +237,7 @@ def test_following_a_pending_attempt_keeps_its_history() -> None:
     machine.state = "paused"
     pending = judge(machine).attempt()
     machine.state = "running"
+    machine.pending = True
     machine.event("DEVICE_DELETED")
     done = judge(machine).follow(pending)
     assert (done.outcome, done.asked, done.began) == (Outcome.REMOVED, True, pending.began)
