@@ -64,3 +64,12 @@ def test_plug_and_unplug_at_once_never_reaches_the_guest(machine: PseriesMachine
     guest.settle()
     assert guest.cpus.present() == {0}
     assert machine.cores.plug().unplug().outcome is Outcome.REMOVED
+
+
+@pytest.mark.spapr(max_cpus=2)
+@pytest.mark.spapr_defect("tcg-contexts-run-out")
+def test_a_slot_can_be_used_again_and_again(machine: PseriesMachine, contract: Contract) -> None:
+    """C27: more cores in turn than the machine has slots."""
+    for _ in range(2):
+        core = machine.cores.plug(1)
+        assert core.unplug() == contract.removal(core)

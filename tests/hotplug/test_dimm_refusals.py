@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_spapr import Contract, Guest, Outcome, PseriesMachine
+from pytest_spapr import Contract, Guest, Lane, Outcome, PseriesMachine
 
 
 def test_a_refusal_at_a_later_lmb_is_signalled_and_rolled_back(machine: PseriesMachine, guest: Guest, contract: Contract) -> None:
@@ -15,6 +15,15 @@ def test_a_refusal_at_a_later_lmb_is_signalled_and_rolled_back(machine: PseriesM
         assert dimm.unplug() == contract.refusal(dimm, cause="later LMB")
         assert guest.memory.total() == total
     assert dimm.unplug() == contract.removal(dimm)
+
+
+def test_qemu_says_once_on_stderr_that_a_dimm_was_refused(machine: PseriesMachine, guest: Guest, contract: Contract) -> None:
+    """M32: once for the DIMM, not once for each of its three LMBs."""
+    dimm = machine.dimms.plug(768)
+    with guest.memory.offline_refused(after=dimm.blocks[:2]):
+        assert dimm.unplug() == contract.refusal(dimm, cause="later LMB")
+    said = [record.text for record in machine.timeline.since(0, Lane.STDERR)]
+    assert sum(f"Device hotunplug rejected by the guest for device {dimm.id}" in line for line in said) == 1
 
 
 def test_a_signalled_refusal_can_be_repeated(machine: PseriesMachine, guest: Guest, contract: Contract) -> None:
