@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_spapr.errors import ConfigError
+from pytest_spapr.errors import ConfigError, MachineDied
 
 if TYPE_CHECKING:
     from pytest_spapr.hotplug.defects import KnownDefect
@@ -133,10 +133,14 @@ def defects(item: pytest.Item) -> list[KnownDefect]:
 
 
 def expect_defects(item: pytest.Item, build: QemuBuild, accelerator: str) -> None:
-    """Make a test a strict xfail for each of its known defects that this build has."""
+    """Make a test a strict xfail for each of its known defects that this build has.
+
+    Only a failed assertion is the defect's symptom, or QEMU's death where the defect is fatal: a lost connection stays a failure.
+    """
     for defect in defects(item):
         if defect.applies(build, accelerator):
-            item.add_marker(pytest.mark.xfail(reason=defect_reason(defect), strict=True))
+            symptoms = (AssertionError, MachineDied) if defect.fatal else AssertionError
+            item.add_marker(pytest.mark.xfail(reason=defect_reason(defect), raises=symptoms, strict=True))
 
 
 def defect_reason(defect: KnownDefect) -> str:

@@ -1,7 +1,8 @@
 """Known defects of QEMU and of guest kernels that the suite meets: what, where, since when, and how one is recognized.
 
-A *certain* defect shows every time: its test is a strict xfail, so that a build that mends it is noticed. A *crash* defect kills
-QEMU now and then: a test that ends with that signature is reported as xfailed with the reference, any other death is a failure.
+A *certain* defect shows every time: its test is a strict xfail, so that a build that mends it is noticed. One that kills QEMU only
+now and then has no such test: any test that ends with its signature is reported as xfailed with the reference, any other death of
+QEMU is a failure.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ class KnownDefect:
     :ivar id: its name in ``@pytest.mark.spapr_defect(id)``. :ivar summary: what goes wrong, in one line.
     :ivar reference: where it is described or mended.
     :ivar versions: ranges of QEMU versions that have it, first one in and first one out; None where it is not QEMU's.
-    :ivar accelerators: those under which it shows. :ivar crash: whether it kills QEMU, and only now and then.
+    :ivar accelerators: those under which it shows. :ivar fatal: whether it kills QEMU.
+    :ivar certain: whether it shows every time. One that does not needs no mark: its signature is looked for when QEMU dies.
     """
 
     id: str
@@ -37,7 +39,8 @@ class KnownDefect:
     reference: str
     versions: tuple[tuple[Version, Version], ...] | None = None
     accelerators: frozenset[str] = frozenset({"tcg", "kvm"})
-    crash: bool = False
+    fatal: bool = False
+    certain: bool = True
 
     def applies(self, build: QemuBuild, accelerator: str) -> bool:
         """Return whether a machine of this build and accelerator has the defect."""
@@ -59,7 +62,8 @@ _ROWS: Final = (
         ),
         versions=(((0, 0, 0), (11, 0, 0)),),
         accelerators=_TCG,
-        crash=True,
+        fatal=True,
+        certain=False,
     ),
     KnownDefect(
         id="dimm-first-lmb-silent",
@@ -77,6 +81,7 @@ _ROWS: Final = (
         summary="every vCPU ever made keeps one of max_cpus translation contexts: one core plug too many aborts QEMU",
         reference="tcg_register_thread: assertion failed: (n < tcg_max_ctxs); 5.2 to 11.1",
         accelerators=_TCG,
+        fatal=True,
     ),
 )
 

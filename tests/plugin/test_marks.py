@@ -107,6 +107,11 @@ def test_a_known_defect_that_is_mended_is_noticed(pytester: pytest.Pytester) -> 
     result.stdout.fnmatch_lines("*XPASS(strict)*known defect tcg-core-removal*")
 
 
+def test_a_known_defect_does_not_excuse_a_failure_of_another_kind(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(DEFECT.format(result="1 // 0"))
+    pytester.runpytest().assert_outcomes(failed=1)
+
+
 @pytest.mark.parametrize(("passes", "outcome"), [(True, "passed"), (False, "failed")])
 def test_a_build_without_the_defect_gets_no_excuse(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, passes: bool, outcome: str
