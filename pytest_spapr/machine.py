@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from pytest_spapr.deadline import Budgets, Deadline
-from pytest_spapr.errors import BootFailed, DeadlineExpired, LaunchFailed, MachineDied, MachineError
+from pytest_spapr.errors import BootFailed, BuildError, DeadlineExpired, LaunchFailed, MachineDied, MachineError
 from pytest_spapr.guest.guest import Guest
 from pytest_spapr.guest.kernel_log import kmsg_text
 from pytest_spapr.guest.ssh import Ssh
@@ -237,6 +237,21 @@ class Machine:
         deadline = Deadline(self.budgets.launch)
         self.qmp = self._connect(ours["qmp"], deadline)
         self._resources.callback(self.qmp.close)
+        self._require_traces()
+
+    def _require_traces(self) -> None:
+        """Verdicts rest on QEMU's trace of its DRCs: that of the boot core's is there before the monitor is."""
+
+        def traced(record: Record) -> bool | None:
+            return True if record.lane is Lane.DRC else None
+
+        try:
+            self.timeline.wait(traced, since=0, deadline=Deadline(self.budgets.qmp), what="QEMU's spapr_drc_* traces")
+        except DeadlineExpired as error:
+            raise BuildError(
+                f"{self.build.name} ({self.build.version_text}) writes no spapr_drc_* trace events to stderr, which verdicts rest on. "
+                "Configure it with --enable-trace-backends=log, which is QEMU's default."
+            ) from error
 
     def _connect(self, sock: socket.socket, deadline: Deadline) -> Qmp:
         # Imported here: a test's collection imports this module, and has no use for a monitor.
