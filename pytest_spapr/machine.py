@@ -28,6 +28,8 @@ _READY: Final = "init: ready"
 _PANIC: Final = re.compile(r"Kernel panic - not syncing: (?P<why>.*)")
 _SSH_FORWARD: Final = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(?P<port>\d+)\s+\S+\s+22\b")
 _QUIT_SECONDS: Final = 5.0
+# They were written before the monitor greeted; this is for the thread that reads them.
+_TRACE_SECONDS: Final = 5.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -246,7 +248,7 @@ class Machine:
             return True if record.lane is Lane.DRC else None
 
         try:
-            self.timeline.wait(traced, since=0, deadline=Deadline(self.budgets.qmp), what="QEMU's spapr_drc_* traces")
+            self.timeline.wait(traced, since=0, deadline=Deadline(_TRACE_SECONDS), what="QEMU's spapr_drc_* traces")
         except DeadlineExpired as error:
             raise BuildError(
                 f"{self.build.name} ({self.build.version_text}) writes no spapr_drc_* trace events to stderr, which verdicts rest on. "
