@@ -46,7 +46,7 @@ class MachineSpec:
     :ivar cpu: model, as ``-cpu``. :ivar machine: type, as ``-machine``, e.g. ``pseries-7.2``.
     :ivar kernel_args: more of the guest's kernel command line. :ivar qemu_args: more of QEMU's command line.
     :ivar accelerator: ``tcg`` or ``kvm``. :ivar firmware: ``vof`` boots in 3 s, ``slof`` in 9 s under TCG; ``auto`` takes VOF
-        where the build has it.
+        where the build has it and there is a kernel to boot: without one, VOF stops the machine and SLOF stays at its prompt.
     :raises ConfigError: values that no machine can have, when the spec is made.
     """
 
@@ -74,8 +74,10 @@ class MachineSpec:
                 raise ConfigError(f"{name}={value!r}: expected a tuple of strings")
             object.__setattr__(self, name, tuple(value))
         self._check_sizes()
-        if self.firmware not in ("auto", "vof", "slof"):
-            raise ConfigError(f"firmware={self.firmware!r}: expected auto, vof or slof")
+        for name, known in (("firmware", ("auto", "vof", "slof")), ("accelerator", ("tcg", "kvm"))):
+            value = getattr(self, name)
+            if value not in known:
+                raise ConfigError(f"{name}={value!r}: expected {', '.join(known[:-1])} or {known[-1]}")
         for name in ("cpu", "machine"):
             if not isinstance(getattr(self, name), str) or not getattr(self, name):
                 raise ConfigError(
@@ -114,14 +116,14 @@ def _arguments(build: QemuBuild, spec: MachineSpec, image: GuestImage | None, ch
     yield from ("-nodefaults", "-no-user-config", "-display", "none", "-S")
     if "-sandbox" in build.features:
         yield from ("-sandbox", _SANDBOX)
-    yield from ("-machine", _machine(build, spec))
+    yield from ("-machine", _machine(build, spec, has_kernel=image is not None))
     # thread=single hangs at the removal of a core, in every version.
     yield from ("-accel", "tcg,thread=multi" if spec.accelerator == "tcg" else spec.accelerator)
     yield from ("-cpu", spec.cpu, "-smp", f"{spec.cpus},maxcpus={spec.max_cpus}")
     room = f",slots={spec.slots},maxmem={spec.max_memory}M" if spec.slots else ""
     yield from ("-m", f"{spec.memory}M{room}")
-    # A panicked or halted guest must stay to be looked at.
-    yield from (("-action", "panic=pause") if "set-action" in build.features else ("-no-shutdown",))
+    # A guest that panicked or powered itself off must stay to be looked at. QMP's quit still ends QEMU.
+    yield from (("-action", "panic=pause,shutdown=pause") if "set-action" in build.features else ("-no-shutdown",))
     yield from ("-chardev", f"socket,id=qmp,fd={channels.qmp}")
     # 11.1 deprecates -mon.
     modern = "monitor-qmp" in build.features
@@ -139,7 +141,7 @@ def _arguments(build: QemuBuild, spec: MachineSpec, image: GuestImage | None, ch
     yield from spec.qemu_args
 
 
-def _machine(build: QemuBuild, spec: MachineSpec) -> str:
+def _machine(build: QemuBuild, spec: MachineSpec, *, has_kernel: bool) -> str:
     if spec.machine not in build.machines:
         known = ", ".join(sorted(name for name in build.machines if name.startswith("pseries")))
         raise ConfigError(
@@ -149,4 +151,5 @@ def _machine(build: QemuBuild, spec: MachineSpec) -> str:
         raise ConfigError(
             f"firmware='vof': {build.name} ({build.version_text}) has no Virtual Open Firmware (QEMU 6.1 and later)"
         )
-    return f"{spec.machine},x-vof=on" if spec.firmware != "slof" and "x-vof" in build.features else spec.machine
+    vof = spec.firmware == "vof" or (spec.firmware == "auto" and has_kernel and "x-vof" in build.features)
+    return f"{spec.machine},x-vof=on" if vof else spec.machine

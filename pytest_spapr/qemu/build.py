@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -13,18 +14,20 @@ from pathlib import Path
 from typing import Any, Final
 
 from pytest_spapr.errors import BuildError
+from pytest_spapr.qemu.process import exit_in_words
 
 _TARGET: Final = "ppc64"
 _SECONDS: Final = 60.0
 # Raise it when the probe learns to ask for more.
-_FORMAT: Final = 2
+_FORMAT: Final = 3
 # A command, with a word of ours behind a colon where one command is asked twice, and its arguments.
+_KVM: Final = "query-kvm"
 _Questions = dict[str, dict[str, Any]]
 _QUESTIONS: Final[_Questions] = {
     "query-version": {},
     "query-target": {},
     "query-machines": {},
-    "query-kvm": {},
+    _KVM: {},
     "query-qmp-schema": {},
     "query-command-line-options": {},
     "qom-list-types": {"implements": "device", "abstract": False},
@@ -65,12 +68,14 @@ class QemuBuild:
 
 
 def probe(command: Sequence[str], env: Mapping[str, str], binary: Path, cache: Path | None, name: str) -> QemuBuild:
-    """Return what a build can do. Runs it once, for about 0.3 s, and not at all when its hash is in the cache.
+    """Return what a build can do. Runs it for about 0.2 s, and not at all when its hash is in the cache.
 
-    :param command: how to run it, without arguments of ours. :param cache: a directory for answers, or None.
+    A build with KVM compiled in is asked each time whether that works: it depends on the host's modules and permissions too.
+
+    :param command: how to run it, without arguments of ours. :param env: additions to the environment.
+    :param binary: the file whose hash names the answers. :param cache: a directory for answers, or None.
     :raises BuildError: it is missing, not executable, no QEMU, for another target, without pseries machines, or crashes.
     """
-    _check_file(binary)
     digest = _sha256(binary)
     key = hashlib.sha256(json.dumps([_FORMAT, digest, *command, sorted(env.items())]).encode()).hexdigest()
     stored = cache / f"{key}.json" if cache is not None else None
@@ -80,60 +85,78 @@ def probe(command: Sequence[str], env: Mapping[str, str], binary: Path, cache: P
         machine = _default_machine(answers, binary)
         answers |= _ask(command, env, binary, {_PROPERTIES: {"typename": f"{machine}-machine"}})
         _store(stored, answers)
+    elif answers[_KVM]["present"]:
+        answers |= _ask(command, env, binary, {_KVM: {}})
     return _build(answers, name=name, command=tuple(command), env=dict(env), binary=binary, sha256=digest)
 
 
-def _check_file(binary: Path) -> None:
-    if not binary.exists():
-        raise BuildError(f"{binary}: there is no such file. {_EXPECTED}")
-    if not binary.is_file():
-        raise BuildError(f"{binary} is not a file. {_EXPECTED}")
+def _sha256(binary: Path) -> str:
+    """Return the hash of a file that can be executed. :raises BuildError: there is none such."""
+    try:
+        with binary.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    except FileNotFoundError as error:
+        raise BuildError(f"{binary}: there is no such file. {_EXPECTED}") from error
+    except IsADirectoryError as error:
+        raise BuildError(f"{binary} is a directory, not a file. {_EXPECTED}") from error
+    except OSError as error:
+        raise BuildError(f"{binary} cannot be read: {error.strerror}. {_EXPECTED}") from error
     if not os.access(binary, os.X_OK):
         raise BuildError(f"{binary} is not executable: `chmod +x` it, or look at the file system's mount options. {_EXPECTED}")
-
-
-def _sha256(binary: Path) -> str:
-    with binary.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return digest
 
 
 def _ask(command: Sequence[str], env: Mapping[str, str], binary: Path, questions: _Questions) -> dict[str, Any]:
-    """Put all questions to a machine of no type and return the answers by question; None for one that QEMU does not know."""
+    """Put all questions to a machine of no type and return the answers by question.
+
+    :raises BuildError: it does not answer all of them.
+    """
     arguments = ["-machine", "none", "-nodefaults", "-no-user-config", "-display", "none", "-S", "-qmp", "stdio"]
-    # kvm:tcg is the only way to hear from QEMU whether KVM works here: query-kvm speaks of the accelerator that runs.
+    # Trying KVM first is the only way to hear from QEMU whether it works here: query-kvm speaks of the accelerator that runs.
     arguments += ["-accel", "kvm", "-accel", "tcg"]
     commands: list[dict[str, Any]] = [{"execute": "qmp_capabilities"}]
     commands += [{"execute": name.partition(":")[0], "arguments": asked, "id": name} for name, asked in questions.items()]
     commands.append({"execute": "quit"})
     lines = "".join(json.dumps(line) + "\n" for line in commands)
-    try:
-        done = subprocess.run(
-            [*command, *arguments],
-            input=lines,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_SECONDS,
-            env={**os.environ, **env},
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise BuildError(f"{binary} did not answer QMP within {_SECONDS:.0f} s and was killed. {_EXPECTED}") from error
-    except OSError as error:
-        raise BuildError(f"{binary} cannot be executed: {error.strerror}. {_EXPECTED}") from error
+    status, stdout, stderr = _run([*command, *arguments], env, binary, lines)
     answers: dict[str, Any] = {}
-    for line in done.stdout.splitlines():
+    for line in stdout.splitlines():
         with suppress(ValueError):
             message = json.loads(line)
-            if isinstance(message, dict) and "id" in message:
-                answers[message["id"]] = message.get("return")
+            if isinstance(message, dict) and message.get("id") in tuple(questions) and "return" in message:
+                answers[message["id"]] = message["return"]
     if len(answers) < len(questions):
-        words = " | ".join((done.stderr or done.stdout).strip().splitlines()[-3:]) or "nothing"
-        what = "is not a QEMU" if not answers and done.returncode >= 0 else "is a QEMU that failed"
-        raise BuildError(
-            f"{binary} {what}: asked for its QMP it ended with status {done.returncode} and said: {words}. {_EXPECTED}"
-        )
+        words = " | ".join((stderr or stdout).strip().splitlines()[-3:]) or "nothing"
+        what = "is a QEMU that failed" if answers or '"QMP"' in stdout or status < 0 else "is not a QEMU"
+        raise BuildError(f"{binary} {what}: asked for its QMP it {exit_in_words(status)} and said: {words}. {_EXPECTED}")
     return answers
+
+
+def _run(command: Sequence[str], env: Mapping[str, str], binary: Path, lines: str) -> tuple[int, str, str]:
+    """Run a command, with all that it starts, for a limited time, and return its exit status and what it wrote."""
+    try:
+        popen = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            env={**os.environ, **env},
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise BuildError(f"{binary} cannot be executed: {error.strerror}. {_EXPECTED}") from error
+    with popen:
+        try:
+            stdout, stderr = popen.communicate(lines, timeout=_SECONDS)
+        except subprocess.TimeoutExpired as error:
+            raise BuildError(f"{binary} did not answer QMP within {_SECONDS:.0f} s and was killed. {_EXPECTED}") from error
+        finally:
+            # Also at Ctrl-C, and also what a shell script around QEMU started: that would hold the pipes open.
+            if popen.returncode is None:
+                os.killpg(popen.pid, signal.SIGKILL)
+    return popen.returncode, stdout, stderr
 
 
 def _default_machine(answers: Mapping[str, Any], binary: Path) -> str:
@@ -159,9 +182,9 @@ def _build(
     machines = {word for machine in answers["query-machines"] for word in (machine["name"], machine.get("alias")) if word}
     features = {entry["name"] for entry in answers["query-qmp-schema"] if entry["meta-type"] in ("command", "event")}
     features |= {f"-{option['option']}" for option in answers["query-command-line-options"]}
-    features |= {prop["name"] for prop in answers[_PROPERTIES] or () if prop["name"] == "x-vof"}
-    features |= {entry["name"] for entry in answers["qom-list-types:monitor"] or ()}
-    kvm = answers["query-kvm"] or {}
+    features |= {prop["name"] for prop in answers[_PROPERTIES] if prop["name"] == "x-vof"}
+    features |= {entry["name"] for entry in answers["qom-list-types:monitor"]}
+    kvm = answers[_KVM]
     return QemuBuild(
         name=name,
         command=command,
@@ -170,7 +193,7 @@ def _build(
         version=(numbers["major"], numbers["minor"], numbers["micro"]),
         package=version["package"].strip() or None,
         machines=frozenset(machines),
-        accelerators=frozenset({"tcg", "kvm"} if kvm.get("present") and kvm.get("enabled") else {"tcg"}),
+        accelerators=frozenset({"tcg", "kvm"} if kvm["present"] and kvm["enabled"] else {"tcg"}),
         features=frozenset(features),
         devices=frozenset(entry["name"] for entry in answers["qom-list-types"]),
         sha256=sha256,
@@ -182,18 +205,29 @@ def _load(stored: Path | None) -> dict[str, Any] | None:
     if stored is None:
         return None
     try:
-        answers = json.loads(stored.read_text(encoding="utf-8"))
+        seal, _, text = stored.read_text(encoding="utf-8").partition("\n")
     except (OSError, ValueError):
         return None
-    return answers if isinstance(answers, dict) and {*_QUESTIONS, _PROPERTIES} <= answers.keys() else None
+    answers: dict[str, Any] | None = json.loads(text) if seal == _seal(text) else None
+    return answers
 
 
 def _store(stored: Path | None, answers: Mapping[str, Any]) -> None:
-    """Remember the answers; a cache that cannot be written costs 0.3 s in the next run and nothing else."""
+    """Remember the answers; a cache that cannot be written costs the next run its 0.2 s and nothing else."""
     if stored is None:
         return
+    text = json.dumps(answers)
+    part = stored.with_suffix(f".{os.getpid()}")
     with suppress(OSError):
-        stored.parent.mkdir(parents=True, exist_ok=True)
-        part = stored.with_suffix(f".{os.getpid()}")
-        part.write_text(json.dumps(answers), encoding="utf-8")
-        part.replace(stored)
+        # The cache is private: images in it hold keys.
+        stored.parent.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        stored.parent.mkdir(mode=0o700, exist_ok=True)
+        try:
+            part.write_text(f"{_seal(text)}\n{text}", encoding="utf-8")
+            part.replace(stored)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def _seal(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from pathlib import Path
 from typing import Final
 
 from pytest_spapr.deadline import Deadline
@@ -21,18 +24,20 @@ _LAST_WORDS: Final = 15
 _JOIN_SECONDS: Final = 5.0
 # TCG says this once for each of its vCPU's unsupported mitigations, and again at each reset: it is no news.
 _NOISE: Final = "warning: TCG doesn't support requested feature"
+_BOUND: Final = str(Path(__file__).with_name("bound.py"))
 
 
 class QemuProcess:
     """A QEMU process with its stderr on the timeline. Its end closes the timeline with the reason.
 
-    Start it from a thread that lives as long as the machine: the kernel sends the parent-death signal when the *thread* that forked
-    ends (prctl(2), PR_SET_PDEATHSIG).
+    Safe to make in any thread: the kernel sends the parent-death signal when the *thread* that forked ends (prctl(2),
+    PR_SET_PDEATHSIG), so the thread that forks is the one that waits for QEMU's end. QEMU leads a session of its own: Ctrl-C in a
+    terminal does not reach it, and what it left behind is killed with it, also where the command is a shell script that runs QEMU.
 
     :param argv: QEMU's command line. :param env: added to this process's environment.
     :param pass_fds: descriptors that QEMU inherits; the caller closes its own copies.
-    :param dies_with_parent: False lets QEMU outlive this process, for a person to look at.
-    :raises LaunchFailed: the program cannot be executed at all.
+    :param dies_with_parent: QEMU is killed when this process ends, however that ends. False lets it live on, for a person to look at.
+    :raises LaunchFailed: the program cannot be executed at all; one that starts and fails ends the timeline like any other.
     """
 
     def __init__(
@@ -48,22 +53,18 @@ class QemuProcess:
         self._timeline = timeline
         self._expected = False
         self._exited = threading.Event()
-        command = [*_death_wrapper(), *argv] if dies_with_parent else list(argv)
+        # Held to reap and to kill: a reaped pid may belong to somebody else.
+        self._reaping = threading.Lock()
+        bound = [sys.executable, "-I", "-S", _BOUND, str(os.getpid())] if dies_with_parent else []
+        started: Future[subprocess.Popen[bytes]] = Future()
+        self._watcher = threading.Thread(
+            target=self._live, args=([*bound, *argv], env, tuple(pass_fds), started), name="spapr-qemu-exit", daemon=True
+        )
+        self._watcher.start()
         try:
-            self._popen = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **env},
-                pass_fds=tuple(pass_fds),
-                start_new_session=True,
-            )
+            self._popen = started.result()
         except OSError as error:
             raise LaunchFailed(f"cannot execute {self.command_line()}: {error.strerror}", None) from error
-        self._stderr = LineReader(_taken_stdout(self._popen), self._hear, name="qemu")
-        self._watcher = threading.Thread(target=self._watch, name="spapr-qemu-exit", daemon=True)
-        self._watcher.start()
 
     @property
     def pid(self) -> int:
@@ -98,16 +99,16 @@ class QemuProcess:
 
     def kill(self) -> None:
         """Kill QEMU and wait until it is gone."""
-        if not self._exited.is_set():
-            self._popen.send_signal(signal.SIGKILL)
-            self.wait(Deadline(_JOIN_SECONDS))
+        with self._reaping:
+            if self._popen.returncode is None:
+                self._expected = True
+                _kill_session(self.pid)
+        self.wait(Deadline(_JOIN_SECONDS))
 
     def close(self) -> None:
-        """Kill QEMU if it still lives, and end the threads that read it."""
-        self.expect_exit()
+        """Kill QEMU if it still lives, and end the threads that read it. Safe to call twice."""
         self.kill()
         self._watcher.join(_JOIN_SECONDS)
-        self._stderr.join(_JOIN_SECONDS)
 
     def _hear(self, line: str) -> None:
         drc_event = parse_drc_event(line)
@@ -116,14 +117,40 @@ class QemuProcess:
         elif _NOISE not in line:
             self._timeline.record(Lane.STDERR, line)
 
-    def _watch(self) -> None:
-        status = self._popen.wait()
-        # Last words first: they belong to the reason. A child that QEMU left could hold the pipe open, hence a limit.
-        self._stderr.join(_JOIN_SECONDS)
+    def _live(
+        self, command: list[str], env: Mapping[str, str], pass_fds: tuple[int, ...], started: Future[subprocess.Popen[bytes]]
+    ) -> None:
+        """Be the thread that QEMU's life hangs on."""
+        try:
+            popen = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **env},
+                pass_fds=pass_fds,
+                start_new_session=True,
+            )
+        except OSError as error:
+            started.set_exception(error)
+            return
+        stderr = LineReader(_taken_stdout(popen), self._hear, name="qemu")
+        started.set_result(popen)
+        self._bury(popen, stderr)
+
+    def _bury(self, popen: subprocess.Popen[bytes], stderr: LineReader) -> None:
+        """Wait for QEMU's end and tell it, last words first: they belong to the reason."""
+        os.waitid(os.P_PID, popen.pid, os.WEXITED | os.WNOWAIT)
+        # Whoever QEMU left behind would hold its stderr open.
+        _kill_session(popen.pid)
+        stderr.join(_JOIN_SECONDS)
+        with self._reaping:
+            status = popen.wait()
+        words = self.last_words()
         how = exit_in_words(status)
-        self._timeline.record(Lane.STDERR, f"QEMU (pid {self.pid}) {how}")
-        message = f"QEMU (pid {self.pid}) was ended by the test, it {how}" if self._expected else f"QEMU (pid {self.pid}) {how}"
-        self._timeline.end(MachineDied(message, status, self.last_words()))
+        self._timeline.record(Lane.STDERR, f"QEMU (pid {popen.pid}) {how}")
+        message = f"QEMU (pid {popen.pid}) was ended by the test, it {how}" if self._expected else f"QEMU (pid {popen.pid}) {how}"
+        self._timeline.end(MachineDied(message, status, words))
         self._exited.set()
 
 
@@ -137,10 +164,10 @@ def exit_in_words(status: int) -> str:
         return f"was killed by signal {-status}"
 
 
-def _death_wrapper() -> list[str]:
-    # util-linux's setpriv sets the parent-death signal and then becomes QEMU. Doing it in a preexec_fn is not safe with threads.
-    setpriv = shutil.which("setpriv")
-    return [setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []
+def _kill_session(leader: int) -> None:
+    """Kill a process group whose leader has not been reaped yet."""
+    with suppress(ProcessLookupError):
+        os.killpg(leader, signal.SIGKILL)
 
 
 def _taken_stdout(popen: subprocess.Popen[bytes]) -> int:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import contextlib
 import json
 import socket
 import threading
+import weakref
 from collections.abc import Coroutine, Mapping
 from typing import Any, Final, Self, TypeVar
 
@@ -30,20 +30,25 @@ class QmpLoop:
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
+        self._clients: weakref.WeakSet[QMPClient] = weakref.WeakSet()
         self._thread = threading.Thread(target=self._loop.run_forever, name="spapr-qmp", daemon=True)
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, T], deadline: Deadline) -> T:
-        """Run a coroutine on the loop and return its result; not from the loop's own thread.
+        """Run a coroutine on the loop and return its result. From any thread but the loop's own, which would wait for itself.
 
         :raises TimeoutError: the deadline ran out; the coroutine is cancelled.
         """
+        if threading.current_thread() is self._thread:
+            work.close()
+            raise RuntimeError("the monitors' own thread cannot wait for a monitor: do it in another one")
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result(deadline.remaining)
-        except concurrent.futures.TimeoutError:
+        except BaseException:
+            # Also at Ctrl-C: nobody waits for the result any more.
             future.cancel()
-            raise TimeoutError from None
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -52,10 +57,18 @@ class QmpLoop:
         self.close()
 
     def close(self) -> None:
-        """Stop the loop and its thread."""
+        """Stop the loop and its thread. Monitors that are still connected are cut off."""
+        asyncio.run_coroutine_threadsafe(self._disconnect_all(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+    def adopt(self, client: QMPClient) -> None:
+        """Take note of a client that lives on this loop, to be disconnected with it at the latest."""
+        self._clients.add(client)
+
+    async def _disconnect_all(self) -> None:
+        await asyncio.gather(*(client.disconnect() for client in self._clients), return_exceptions=True)
 
 
 class _Client(QMPClient):
@@ -77,14 +90,15 @@ class _Client(QMPClient):
         elif isinstance(error := body.get("error"), dict):
             self._timeline.record(Lane.QMP, f"<- error {error.get('class')}: {error.get('desc')}", body)
         elif "return" in body:
-            self._timeline.record(Lane.QMP, f"<- {_short(body['return'])}")
+            self._timeline.record(Lane.QMP, f"<- {_short(body['return'])}", body)
+        elif "QMP" in body:
+            self._timeline.record(Lane.QMP, "<- greeting", body)
         return super()._cb_inbound(msg)
 
     def _cb_outbound(self, msg: Message) -> Message:
         if "execute" in msg:
-            self._timeline.record(
-                Lane.QMP, f"-> {msg['execute']} {_short(msg['arguments']) if 'arguments' in msg else ''}".rstrip()
-            )
+            arguments = _short(msg["arguments"]) if "arguments" in msg else ""
+            self._timeline.record(Lane.QMP, f"-> {msg['execute']} {arguments}".rstrip(), dict(msg))
         return super()._cb_outbound(msg)
 
 
@@ -92,6 +106,7 @@ class Qmp:
     """One monitor connection. Every command, reply and event is on the timeline, in the order of the wire."""
 
     def __init__(self, client: _Client, loop: QmpLoop, timeline: Timeline, seconds: float) -> None:
+        loop.adopt(client)
         self._client = client
         self._loop = loop
         self._timeline = timeline
@@ -110,7 +125,7 @@ class Qmp:
         except TimeoutError as error:
             raise DeadlineExpired("QEMU's monitor to greet", deadline.seconds) from error
         except (QMPError, OSError, EOFError) as error:
-            raise monitor._broken("the monitor's greeting", error) from error
+            raise monitor._broken("its greeting", error) from None
         return monitor
 
     def execute(self, command: str, arguments: Mapping[str, Any] | None = None, *, seconds: float | None = None) -> Any:
@@ -127,9 +142,9 @@ class Qmp:
         except ExecuteError as error:
             raise QmpRefused(command, error.error_class, str(error)) from error
         except TimeoutError as error:
-            raise DeadlineExpired(f"QEMU's answer to {command}", deadline.seconds) from error
+            raise DeadlineExpired(f"QEMU's answer to {command}", deadline.seconds, self._state()) from error
         except (ExecInterruptedError, QMPError, OSError, EOFError) as error:
-            raise self._broken(f"`{command}`", error) from error
+            raise self._broken(command, error) from None
 
     def hmp(self, line: str) -> str:
         """Run a line of the human monitor and return what it prints."""
@@ -140,6 +155,13 @@ class Qmp:
         # What a broken connection has to say was said to whoever used it last.
         with contextlib.suppress(QMPError, OSError, EOFError, TimeoutError):
             self._loop.run(self._client.disconnect(), Deadline(self._seconds))
+
+    def _state(self) -> str:
+        """Return what is known of a QEMU that does not answer."""
+        if self._timeline.ended is not None:
+            return "QEMU ended meanwhile"
+        last = self._timeline.since(0, Lane.QMP, Lane.EVENT)[-1]
+        return f"QEMU lives, and its monitor is silent since `{last.text}`"
 
     def _broken(self, during: str, error: BaseException) -> MachineError:
         """Return the error to raise when the monitor broke off; QEMU's death, if it comes, is the better one."""
