@@ -53,6 +53,17 @@ def test_a_named_thing_is_not_looked_for_when_no_test_needs_it(pytester: pytest.
     pytester.runpytest("--spapr-qemu=8.8", "--spapr-image=fedora-99").assert_outcomes(passed=1)
 
 
+def test_a_qemu_that_is_none_ends_the_run_in_one_paragraph(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(NEEDS_MACHINE)
+    script = pytester.path / "qemu"
+    script.write_text("#!/bin/sh\necho I am no QEMU >&2\nexit 3\n")
+    script.chmod(0o755)
+    result = pytester.runpytest("--spapr-qemu=./qemu")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines("ERROR: *is not a QEMU*I am no QEMU*")
+    result.stderr.no_fnmatch_line("*Traceback*")
+
+
 @pytest.fixture
 def nothing_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """No QEMU on PATH, an empty cache, and a network that must not be used."""

@@ -166,6 +166,22 @@ def test_the_summary_counts_across_workers(pytester: pytest.Pytester) -> None:
     assert len(list((pytester.path / "artefacts").iterdir())) == 1
 
 
+def test_a_bad_mark_fails_its_test_in_a_worker(pytester: pytest.Pytester) -> None:
+    pytest.importorskip("xdist")
+    stub_conftest(pytester)
+    pytester.makepyfile(
+        """
+        import pytest
+        @pytest.mark.spapr(cores=1)
+        def test_bad(machine): pass
+        def test_good(machine): pass
+        """
+    )
+    result = pytester.runpytest_subprocess("-n2")
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines("*ConfigError: @pytest.mark.spapr knows no 'cores'. Allowed: cpus=*")
+
+
 def test_a_skip_in_setup_leaves_nothing(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """
