@@ -151,7 +151,7 @@ def _run(command: Sequence[str], env: Mapping[str, str], binary: Path, lines: st
         try:
             stdout, stderr = popen.communicate(lines, timeout=_SECONDS)
         except subprocess.TimeoutExpired as error:
-            raise BuildError(f"{binary} did not answer QMP within {_SECONDS:.0f} s and was killed. {_EXPECTED}") from error
+            raise BuildError(f"{binary} did not answer QMP within {_SECONDS:g} s and was killed. {_EXPECTED}") from error
         finally:
             # Also at Ctrl-C, and also what a shell script around QEMU started: that would hold the pipes open.
             if popen.returncode is None:
