@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -171,3 +172,9 @@ def test_the_explanation_starts_with_what_differs() -> None:
         "events: expected DEVICE_DELETED x1, observed x0",
     ]
     assert any(line.startswith("evidence: kernel: evidence") for line in lines)
+
+
+def test_the_readme_names_every_situation() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    causes = {cause for row in ROWS if (cause := row.expectation.situation.partition(": ")[2])} - {"never configured"}
+    assert [cause for cause in sorted(causes) if f"`{cause}`" not in readme] == []
