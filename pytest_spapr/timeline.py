@@ -134,16 +134,21 @@ class Timeline:
             with self._changed:
                 while cursor >= len(self._records):
                     if self._end is not None:
-                        raise self._end
+                        # Each raise would add its own lines to the traceback of the raises before it.
+                        raise self._end.with_traceback(None)
                     if not self._changed.wait(deadline.remaining) and deadline.expired:
                         raise DeadlineExpired(what, deadline.seconds)
                 fresh = self._records[cursor:]
+                # What is there is looked at in any case, but a source that never stops writing does not prolong the wait.
+                last_look = deadline.expired and self._end is None
             for record in fresh:
                 cursor = record.seq + 1
                 decision = decide(record)
                 if decision is not None:
                     self.margins.append(Margin(what, self._clock() - start, deadline.seconds))
                     return decision
+            if last_look:
+                raise DeadlineExpired(what, deadline.seconds)
 
     def write(self, jsonl: Path, text: Path) -> None:
         """Write the whole timeline as JSON lines and as readable text."""
@@ -159,4 +164,5 @@ class Timeline:
                 if record.data is not None:
                     entry["data"] = record.data
                 stream.write(json.dumps(entry, default=str) + "\n")
-        text.write_text("".join(f"{record}\n" for record in records), encoding="utf-8")
+        # QMP's JSON may hold half a surrogate pair, which UTF-8 has no bytes for.
+        text.write_text("".join(f"{record}\n" for record in records), encoding="utf-8", errors="backslashreplace")
