@@ -107,7 +107,7 @@ def launch_machine(request: pytest.FixtureRequest, spapr_harness: Harness, spapr
         chosen: GuestImage | None = request.getfixturevalue("guest_image") if isinstance(image, DefaultImage) else image
         wanted = markers.shape(item) | markers.checked(shape, "launch_machine()")
         spec = _with_hook_arguments(item, replace(markers.spec(wanted), accelerator=spapr_accelerator))
-        record = Launch(spec, Timeline())
+        record = Launch(spec, spapr_harness.build, chosen, Timeline())
         record.timeline.step(f"machine for {item.nodeid}")
         case.launches.append(record)
         watched = boot and chosen is not None

@@ -15,7 +15,9 @@ from pytest_spapr.timeline import Lane, Timeline
 
 if TYPE_CHECKING:
     from pytest_spapr.hotplug.pseries import PseriesMachine
+    from pytest_spapr.images.store import GuestImage
     from pytest_spapr.qemu.argv import MachineSpec
+    from pytest_spapr.qemu.build import QemuBuild
 
 _SLUG_LENGTH = 80
 _DMESG_SECONDS = 10.0
@@ -28,10 +30,12 @@ _SHOWN_WIDTH = 200
 class Launch:
     """One machine of a test, or the try to start one.
 
-    :ivar machine: None while it starts, and when it did not.
+    :ivar image: what it boots, if anything. :ivar machine: None while it starts, and when it did not.
     """
 
     spec: MachineSpec
+    build: QemuBuild
+    image: GuestImage | None
     timeline: Timeline
     machine: PseriesMachine | None = None
 

@@ -36,10 +36,10 @@ def facts(launches: Sequence[Launch]) -> Facts:
     """Return what is known about the machines of a test."""
     machines = [launch.machine for launch in launches if launch.machine is not None]
     booted = [machine for machine in machines if machine.has_guest]
-    kernels = [f"Linux {machine.image.kernel_release}" for machine in machines if machine.image is not None]
+    kernels = [f"Linux {launch.image.kernel_release}" for launch in launches if launch.image is not None]
     waits = [(margin.what, margin.used, margin.budget) for launch in launches for margin in launch.timeline.margins]
     return Facts(
-        qemu=machines[0].build.version_text if machines else "",
+        qemu=launches[0].build.version_text if launches else "",
         kernel=kernels[0] if kernels else "",
         accel=launches[0].spec.accelerator if launches else "",
         machines=len(launches),

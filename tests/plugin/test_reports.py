@@ -68,7 +68,11 @@ def test_a_machine_that_does_not_start_leaves_its_files_too(pytester: pytest.Pyt
 
     monkeypatch.setattr(fixtures, "start_machine", no_boot)
     pytester.makepyfile("def test_it(machine): pass")
-    pytester.runpytest().assert_outcomes(errors=1)
+    result = pytester.runpytest()
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(
+        ["tested * QEMU 7.2.22 (Debian 1:7.2), Linux 6.1.0-*, tcg", "machines * 1 started, 0 with a booted guest"]
+    )
     directory = left(pytester)
     assert {path.name for path in directory.iterdir()} == FILES
     assert "did not start; it was to be MachineSpec(cpus=1" in (directory / "argv.txt").read_text()
@@ -198,7 +202,7 @@ def test_a_skip_in_setup_leaves_nothing(pytester: pytest.Pytester) -> None:
 def test_the_excerpt_begins_with_the_last_attempt_and_is_no_flood() -> None:
     timeline = Timeline()
     machine = stubs.start(stubs.SHARED, None, None, timeline, boot=True)
-    launch = Launch(machine.spec, timeline, machine)  # type: ignore[arg-type]
+    launch = Launch(machine.spec, stubs.build(), None, timeline, machine)  # type: ignore[arg-type]
     for number in range(100):
         timeline.record(Lane.KERNEL, f"before {number}.")
     assert len(excerpt(launch).splitlines()) == 40
