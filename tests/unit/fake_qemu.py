@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-Script = Mapping[str, Sequence[Mapping[str, Any]]]
+Script = Mapping[str, Any]
 
 VERSION = {"qemu": {"major": 7, "minor": 2, "micro": 22}, "package": "Debian 1:7.2"}
 ANSWERS: dict[str, Any] = {
@@ -70,6 +70,11 @@ def gone(pid: int, seconds: float = 10) -> bool:
         os.close(descriptor)
 
 
+def descriptors() -> int:
+    """Return how many descriptors this process has open."""
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
 class _Monitor:
     def __init__(self, arguments: list[str]) -> None:
         socket_fd = re.search(r"socket,id=qmp,fd=(\d+)", " ".join(arguments))
@@ -82,9 +87,16 @@ class _Monitor:
         os.close(self._read_fd)
 
     def serve(self, script: Script) -> None:
-        with open(self._read_fd, "rb", closefd=False) as stream:  # noqa: PTH123 - a descriptor is no path
-            for line in stream:
-                asked = json.loads(line)
+        # As QEMU does: a command ends where its JSON ends, no newline is needed.
+        received = ""
+        while data := os.read(self._read_fd, 65536):
+            received += data.decode()
+            while received := received.lstrip():
+                try:
+                    asked, end = json.JSONDecoder().raw_decode(received)
+                except ValueError:
+                    break
+                received = received[end:]
                 name = asked["execute"]
                 steps = script.get(name, [{"return": ANSWERS.get(name, {})}])
                 self.do([*steps, {"exit": 0}] if name == "quit" else steps, asked.get("id"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,7 +37,7 @@ def words(*, build: QemuBuild = BUILD, image: Any = IMAGE, **shape: Any) -> list
 
 
 def values(option: str, line: list[str]) -> list[str]:
-    return [value for name, value in zip(line, line[1:], strict=False) if name == option]
+    return [value for name, value in pairwise(line) if name == option]
 
 
 def without(*features: str) -> QemuBuild:
@@ -160,7 +161,10 @@ def test_a_firmware_that_the_build_lacks() -> None:
         ({"memory": -256}, "memory=-256: expected MiB in multiples of 256, the size of an LMB"),
         ({"max_memory": 4000}, "max_memory=4000: expected MiB in multiples of 256, the size of an LMB"),
         ({"memory": 8192}, "max_memory=4096: expected at least memory, which is 8192 MiB"),
-        ({"slots": 0}, "slots=0: expected at least 1 where max_memory (4096 MiB) is more than memory (1024 MiB), and 0 where it is not"),
+        (
+            {"slots": 0},
+            "slots=0: expected at least 1 where max_memory (4096 MiB) is more than memory (1024 MiB), and 0 where it is not",
+        ),
         (
             {"max_memory": 1024},
             "slots=4: expected at least 1 where max_memory (1024 MiB) is more than memory (1024 MiB), and 0 where it is not",

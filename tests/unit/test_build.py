@@ -75,7 +75,12 @@ class TestCache:
         """How often a binary was run."""
         made: list[Any] = []
         run = build._run
-        monkeypatch.setattr(build, "_run", lambda *arguments: made.append(arguments) or run(*arguments))
+
+        def counted(*arguments: Any) -> tuple[int, str, str]:
+            made.append(arguments)
+            return run(*arguments)
+
+        monkeypatch.setattr(build, "_run", counted)
         return made
 
     def test_a_known_build_is_not_run(self, binary: Path, cache: Path, runs: list[Any]) -> None:
