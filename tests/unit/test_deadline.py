@@ -1,12 +1,12 @@
-"""Deadlines, on a clock of their own."""
+"""Deadlines by a clock of the tests' own."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import fields
 
 import pytest
 
-from pytest_spapr.deadline import Deadline, budgets
+from pytest_spapr.deadline import Budgets, Deadline, budgets
 from pytest_spapr.errors import DeadlineExpired
 
 
@@ -20,59 +20,58 @@ class Clock:
         return self.now
 
 
-def test_it_runs_out() -> None:
-    clock = Clock()
-    deadline = Deadline(5, clock=clock)
-    assert deadline.remaining == 5
-    clock.now += 4
-    assert deadline.remaining == 1
-    assert not deadline.expired
-    clock.now += 1
-    assert deadline.expired
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def test_it_runs_down_and_stays_expired(clock: Clock) -> None:
+    deadline = Deadline(10, clock=clock)
+    assert (deadline.remaining, deadline.expired) == (10, False)
+    clock.now += 9.5
+    assert (deadline.remaining, deadline.expired) == (0.5, False)
+    clock.now += 0.5
+    assert (deadline.remaining, deadline.expired) == (0, True)
     clock.now += 100
-    assert deadline.remaining == 0
+    assert (deadline.remaining, deadline.expired) == (0, True)
+    assert deadline.seconds == 10
 
 
 @pytest.mark.parametrize("seconds", [0, -1])
-def test_none_was_left_from_the_start(seconds: float) -> None:
-    deadline = Deadline(seconds, clock=Clock())
-    assert deadline.expired
-    assert deadline.remaining == 0
+def test_no_time_is_expired_at_once(clock: Clock, seconds: float) -> None:
+    deadline = Deadline(seconds, clock=clock)
+    assert (deadline.remaining, deadline.expired) == (0, True)
 
 
-def test_require() -> None:
-    clock = Clock()
-    deadline = Deadline(5, clock=clock)
-    assert deadline.require("an event") == 5
-    clock.now += 5
-    with pytest.raises(DeadlineExpired) as expired:
-        deadline.require("an event", "the guest sleeps")
-    assert str(expired.value) == "waited 5.0 s in vain for an event: the guest sleeps"
-    assert (expired.value.what, expired.value.seconds) == ("an event", 5)
-
-
-def test_sooner_is_never_later() -> None:
-    clock = Clock()
-    deadline = Deadline(5, clock=clock)
-    assert deadline.sooner(2).remaining == 2
-    assert deadline.sooner(60).remaining == 5
-    clock.now += 4
-    inner = deadline.sooner(2)
+def test_require_gives_what_is_left_or_says_what_for(clock: Clock) -> None:
+    deadline = Deadline(3, clock=clock)
     clock.now += 1
-    assert inner.expired
-
-
-def test_it_tells_what_is_left() -> None:
-    clock = Clock()
-    deadline = Deadline(5, clock=clock)
+    assert deadline.require("tea") == 2
     clock.now += 2
-    assert repr(deadline) == "<Deadline 3.0 of 5.0 s left>"
+    with pytest.raises(DeadlineExpired, match=r"^waited 3\.0 s in vain for tea: no water$") as expired:
+        deadline.require("tea", "no water")
+    assert (expired.value.what, expired.value.seconds) == ("tea", 3)
 
 
-def test_the_real_clock_is_the_default() -> None:
-    assert 0 < Deadline(60).remaining <= 60
+@pytest.mark.parametrize(("asked", "given"), [(1, 1), (4, 4), (100, 4), (-1, 0)])
+def test_sooner_never_lasts_longer(clock: Clock, asked: float, given: float) -> None:
+    deadline = Deadline(5, clock=clock)
+    clock.now += 1
+    part = deadline.sooner(asked)
+    assert part.remaining == given
+    clock.now += given
+    assert part.expired
 
 
-def test_kvm_is_given_no_more_time_than_tcg() -> None:
-    kvm, tcg = asdict(budgets("kvm")), asdict(budgets("tcg"))
-    assert all(0 < kvm[name] <= tcg[name] for name in tcg)
+def test_the_clock_of_real_time_goes_forward() -> None:
+    deadline = Deadline(60)
+    first = deadline.remaining
+    assert 59 < deadline.remaining <= first <= 60
+    assert repr(deadline) == "<Deadline 60.0 of 60.0 s left>"
+
+
+def test_every_budget_is_positive_and_tcg_has_the_larger_ones() -> None:
+    tcg, kvm = budgets("tcg"), budgets("kvm")
+    for field in fields(Budgets):
+        assert getattr(tcg, field.name) >= getattr(kvm, field.name) > 0
+    assert tcg != kvm
