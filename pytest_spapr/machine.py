@@ -28,6 +28,7 @@ _READY: Final = "init: ready"
 _PANIC: Final = re.compile(r"Kernel panic - not syncing: (?P<why>.*)")
 _SSH_FORWARD: Final = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(?P<port>\d+)\s+\S+\s+22\b")
 _QUIT_SECONDS: Final = 5.0
+_JOIN_SECONDS: Final = 5.0
 # They were written before the monitor greeted; this is for the thread that reads them.
 _TRACE_SECONDS: Final = 5.0
 
@@ -226,8 +227,9 @@ class Machine:
                 made.callback(theirs[name].close)
             channels = Channels(**{name: end.fileno() for name, end in theirs.items()})
             for name, hear in (("console", self._hear_console), ("kernel", self._hear_kernel), ("service", self._hear_service)):
-                # The reader ends when QEMU closes its end.
-                LineReader(ours[name].detach(), hear, name=name)
+                # The reader ends when QEMU closes its end; its last lines belong to the timeline.
+                self._resources.callback(LineReader(ours[name].detach(), hear, name=name).join, _JOIN_SECONDS)
+            self._resources.callback(ours["qmp"].close)
             self.process = QemuProcess(
                 argv(self.build, self.spec, self.image, channels),
                 self.timeline,

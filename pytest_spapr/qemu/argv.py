@@ -131,7 +131,8 @@ def _arguments(build: QemuBuild, spec: MachineSpec, image: GuestImage | None, ch
     for name in ("console", "kernel", "service"):
         # No reg=: explicit ones collide with the NVRAM's and with each other's interrupts.
         yield from ("-chardev", f"socket,id={name},fd={getattr(channels, name)}", "-device", f"spapr-vty,chardev={name}")
-    yield from ("-trace", "spapr_drc_*", "-trace", "-spapr_drc_realize*")
+    # Each machine makes and resets hundreds of connectors, most of them empty: that says nothing.
+    yield from ("-trace", "spapr_drc_*", "-trace", "-spapr_drc_realize*", "-trace", "-spapr_drc_reset")
     if image is not None:
         yield from ("-netdev", "user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:0-:22")
         # romfile: some builds do not ship the boot ROM, and pseries has no use for it.

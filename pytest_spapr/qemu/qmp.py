@@ -135,7 +135,7 @@ class Qmp:
         :raises DeadlineExpired: no answer in time, although QEMU lives.
         """
         if self._timeline.ended is not None:
-            raise self._timeline.ended
+            raise self._timeline.ended.with_traceback(None)
         deadline = Deadline(self._seconds if seconds is None else seconds)
         try:
             return self._loop.run(self._client.execute(command, dict(arguments) if arguments else None), deadline)

@@ -62,7 +62,7 @@ def test_the_whole_line() -> None:
         *("-chardev", "socket,id=console,fd=11", "-device", "spapr-vty,chardev=console"),
         *("-chardev", "socket,id=kernel,fd=12", "-device", "spapr-vty,chardev=kernel"),
         *("-chardev", "socket,id=service,fd=13", "-device", "spapr-vty,chardev=service"),
-        *("-trace", "spapr_drc_*", "-trace", "-spapr_drc_realize*"),
+        *("-trace", "spapr_drc_*", "-trace", "-spapr_drc_realize*", "-trace", "-spapr_drc_reset"),
         *("-netdev", "user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:0-:22"),
         *("-device", "virtio-net-pci,netdev=net,romfile=,bus=pci.0,addr=0x0"),
         *("-kernel", "/i/vmlinux", "-initrd", "/i/initramfs.cpio"),
