@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_spapr.bench import BENCH
 from pytest_spapr.errors import MachineDied, SpaprError
 from pytest_spapr.markers import defect_reason, defects
 from pytest_spapr.report import artefacts, junit, summary
 from pytest_spapr.report.artefacts import Launch
+from pytest_spapr.rig import RIG
 
 if TYPE_CHECKING:
     from pytest_spapr.hotplug.defects import KnownDefect
@@ -28,13 +28,13 @@ class Case:
     """
 
     def __init__(self, item: pytest.Item) -> None:
-        bench = item.config.stash[BENCH]
+        rig = item.config.stash[RIG]
         self.launches: list[Launch] = []
         self._item = item
-        self._summary = bench.summary
+        self._summary = rig.summary
         self._outcomes: dict[str, str] = {}
-        self._keep = bench.settings.keep.value
-        self._directory = artefacts.directory_for(bench.run_directory, item.nodeid)
+        self._keep = rig.settings.keep.value
+        self._directory = artefacts.directory_for(rig.run_directory, item.nodeid)
         self._artefacts: Path | None = None
         self._defects: list[str] = []
         self._kept: list[str] = []

@@ -19,8 +19,6 @@ from pytest_spapr.images import recipe as recipes
 from pytest_spapr.images import store
 from pytest_spapr.progress import Progress, finished, progress_for
 
-_DEFAULT_IMAGE = "debian-12"
-
 
 class _Run:
     """What every command works with: the settings that the user gave, decided as for pytest."""
@@ -166,7 +164,7 @@ def _image_parsers(parser: argparse.ArgumentParser, common: argparse.ArgumentPar
         help="build an image and print its directory",
         description="Build a guest image unless it is in the cache, and print its directory. Fetches about 56 MB of packages.",
     )
-    build.add_argument("name", nargs="?", default=_DEFAULT_IMAGE, help="the recipe's name (default: %(default)s)")
+    build.add_argument("name", nargs="?", default=recipes.DEFAULT_IMAGE, help="the recipe's name (default: %(default)s)")
     build.add_argument(
         "--again", action="store_true", help="build it although it is there, with the newest packages and new keys"
     )
@@ -194,7 +192,7 @@ def _image_parsers(parser: argparse.ArgumentParser, common: argparse.ArgumentPar
     remove.set_defaults(run=_image_remove)
     for command in (show, verify):
         command.add_argument(
-            "name", nargs="?", default=_DEFAULT_IMAGE, help="a name, or a directory with a slash (default: %(default)s)"
+            "name", nargs="?", default=recipes.DEFAULT_IMAGE, help="a name, or a directory with a slash (default: %(default)s)"
         )
     remove.add_argument("name", help="an image's name or a directory's name, as `spapr image list` shows them")
 

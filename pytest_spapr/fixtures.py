@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
 import pytest
 
 from pytest_spapr import markers
-from pytest_spapr.bench import BENCH, Bench
 from pytest_spapr.case import case_of
 from pytest_spapr.deadline import budgets
 from pytest_spapr.errors import SpaprError
 from pytest_spapr.report.artefacts import Launch
+from pytest_spapr.rig import RIG, Rig
 from pytest_spapr.supply import Unavailable
 from pytest_spapr.timeline import Timeline
 
@@ -61,37 +61,37 @@ class LaunchMachine(Protocol):
 @pytest.fixture(scope="session")
 def qemu_build(request: pytest.FixtureRequest) -> QemuBuild:
     """The QEMU build under test, probed."""
-    bench = request.config.stash[BENCH]
+    rig = request.config.stash[RIG]
     try:
-        return bench.build()
+        return rig.build()
     except SpaprError as error:
-        _give_up(bench, error)
+        _give_up(rig, error)
 
 
 @pytest.fixture(scope="session")
 def guest_image(request: pytest.FixtureRequest) -> GuestImage:
     """The guest image that machines boot."""
-    bench = request.config.stash[BENCH]
+    rig = request.config.stash[RIG]
     try:
-        return bench.image()
+        return rig.image()
     except SpaprError as error:
-        _give_up(bench, error)
+        _give_up(rig, error)
 
 
 @pytest.fixture(scope="session")
 def spapr_accelerator(request: pytest.FixtureRequest) -> str:
     """``tcg`` or ``kvm``."""
-    bench = request.config.stash[BENCH]
+    rig = request.config.stash[RIG]
     try:
-        return bench.accelerator()
+        return rig.accelerator()
     except SpaprError as error:
-        _give_up(bench, error)
+        _give_up(rig, error)
 
 
 @pytest.fixture(scope="session")
 def spapr_harness(request: pytest.FixtureRequest, qemu_build: QemuBuild, spapr_accelerator: str) -> Iterator[Harness]:
     """What all machines of the session share."""
-    keep = request.config.stash[BENCH].settings.keep.value != "never"
+    keep = request.config.stash[RIG].settings.keep.value != "never"
     with harness(qemu_build, spapr_accelerator, keep=keep) as shared:
         yield shared
 
@@ -101,7 +101,7 @@ def launch_machine(request: pytest.FixtureRequest, spapr_harness: Harness, spapr
     """A factory of machines for this test: ``launch_machine(cpus=2)``, ``launch_machine(image=None)``."""
     item: pytest.Item = request.node
     case = case_of(item)
-    bench = item.config.stash[BENCH]
+    rig = item.config.stash[RIG]
 
     def launch(*, image: GuestImage | DefaultImage | None = SESSION_IMAGE, boot: bool = True, **shape: Any) -> PseriesMachine:
         chosen: GuestImage | None = request.getfixturevalue("guest_image") if isinstance(image, DefaultImage) else image
@@ -111,7 +111,7 @@ def launch_machine(request: pytest.FixtureRequest, spapr_harness: Harness, spapr
         record.timeline.step(f"machine for {item.nodeid}")
         case.launches.append(record)
         watched = boot and chosen is not None
-        with bench.boot_progress(item.config, record.timeline) if watched else nullcontext():
+        with rig.boot_progress(item.config, record.timeline) if watched else nullcontext():
             machine = start_machine(spapr_harness, spec, chosen, record.timeline, boot=boot)
         record.machine = machine
         hook = item.ihook
@@ -173,8 +173,8 @@ def _with_hook_arguments(item: pytest.Item, spec: MachineSpec) -> MachineSpec:
     return replace(spec, qemu_args=(*spec.qemu_args, *(word for answer in answers for word in answer)))
 
 
-def _give_up(bench: Bench, error: SpaprError) -> NoReturn:
+def _give_up(rig: Rig, error: SpaprError) -> NoReturn:
     """Skip for want of a default, unless the user is strict; fail for anything else."""
-    if isinstance(error, Unavailable) and not bench.settings.strict.value:
+    if isinstance(error, Unavailable) and not rig.settings.strict.value:
         pytest.skip(str(error))
     pytest.fail(str(error), pytrace=False)

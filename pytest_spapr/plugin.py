@@ -1,4 +1,4 @@
-"""The pytest plugin: hooks only. What they do stands in ``bench``, ``case``, ``fixtures``, ``markers`` and ``report``.
+"""The pytest plugin: hooks only. What they do stands in ``rig``, ``case``, ``fixtures``, ``markers`` and ``report``.
 
 Imported in every pytest run of an environment that has the package, so this module and what it imports at its top stay cheap.
 """
@@ -18,7 +18,6 @@ import pytest
 
 from pytest_spapr import config as settings
 from pytest_spapr import hookspecs, markers
-from pytest_spapr.bench import BENCH, Bench, progress_past_capture
 from pytest_spapr.case import CASE
 from pytest_spapr.errors import ConfigError
 from pytest_spapr.fixtures import (  # noqa: F401 - pytest finds fixtures among a plugin's names
@@ -32,6 +31,7 @@ from pytest_spapr.fixtures import (  # noqa: F401 - pytest finds fixtures among 
     spapr_accelerator,
     spapr_harness,
 )
+from pytest_spapr.rig import RIG, Rig, progress_past_capture
 from pytest_spapr.supply import check_named
 
 _WORKER_INPUT = "spapr_run_directory"
@@ -64,31 +64,31 @@ def pytest_configure(config: pytest.Config) -> None:
         check_named(decided)
     except ConfigError as error:
         raise pytest.UsageError(str(error)) from error
-    bench = Bench(decided, _run_directory(config, decided))
-    config.stash[BENCH] = bench
-    config.pluginmanager.register(_Account(bench), "spapr-account")
+    rig = Rig(decided, _run_directory(config, decided))
+    config.stash[RIG] = rig
+    config.pluginmanager.register(_Account(rig), "spapr-account")
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
-    bench = config.stash[BENCH]
-    if not bench.settings.asked:
+    rig = config.stash[RIG]
+    if not rig.settings.asked:
         return []
     named = [
         f"{name} {value} ({source})"
-        for name, value, source in bench.settings.table()
+        for name, value, source in rig.settings.table()
         if source is not settings.Source.DEFAULT and name != "cache_dir"
     ]
-    return [f"spapr: {', '.join(named)}", f"spapr: cache {bench.settings.cache_dir.value}"]
+    return [f"spapr: {', '.join(named)}", f"spapr: cache {rig.settings.cache_dir.value}"]
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     """With xdist, the process that collects nothing gets what was named, once, before its workers want it."""
     config = session.config
     if config.pluginmanager.hasplugin("dsession") and not config.option.collectonly:
-        bench = config.stash[BENCH]
-        if bench.settings.asked:
+        rig = config.stash[RIG]
+        if rig.settings.asked:
             with progress_past_capture(config) as progress:
-                bench.obtain(progress)
+                rig.obtain(progress)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -104,23 +104,23 @@ def pytest_runtestloop(session: pytest.Session) -> None:
     config = session.config
     if config.option.collectonly or session.testsfailed or config.pluginmanager.hasplugin("dsession"):
         return
-    bench = config.stash[BENCH]
+    rig = config.stash[RIG]
     with progress_past_capture(config) as progress:
-        needed = bench.prepare(session.items, progress)
+        needed = rig.prepare(session.items, progress)
     if needed:
         _exit_on_sigterm(config)
         reporter = config.pluginmanager.get_plugin("terminalreporter")
-        if reporter is not None and bench.facts():
-            reporter.write_line(f"spapr: {bench.facts()}")
+        if reporter is not None and rig.facts():
+            reporter.write_line(f"spapr: {rig.facts()}")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Before pytest itself looks at xfail marks."""
     if any(item.iter_markers(markers.DEFECT)):
-        bench = item.config.stash[BENCH]
-        if bench.has_build:
-            markers.expect_defects(item, bench.build(), bench.accelerator())
+        rig = item.config.stash[RIG]
+        if rig.has_build:
+            markers.expect_defects(item, rig.build(), rig.accelerator())
 
 
 @pytest.hookimpl(wrapper=True)
@@ -158,8 +158,8 @@ def _is_ours(value: object, name: str) -> bool:
 class _Account:
     """Sums up the tests, in the process that has the terminal: reports of xdist's workers arrive there too."""
 
-    def __init__(self, bench: Bench) -> None:
-        self._bench = bench
+    def __init__(self, rig: Rig) -> None:
+        self._bench = rig
         self._told = False
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:

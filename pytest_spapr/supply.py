@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from pytest_spapr.qemu.build import QemuBuild
 
 BINARY = "qemu-system-ppc64"
-DEFAULT_IMAGE = "debian-12"
 _PROBES = "probes"
 
 
@@ -119,12 +118,24 @@ def supply_image(settings: Settings, cache: Cache, progress: Progress) -> GuestI
     :raises ImageError: unknown or broken. :raises Unavailable: nothing named, and the default is not in the cache.
     """
     from pytest_spapr.images.build import resolve, with_kernel
+    from pytest_spapr.images.recipe import DEFAULT_IMAGE
 
     name = settings.image.value or DEFAULT_IMAGE
     instead = f"Give --spapr-image=DIRECTORY, or --spapr-image={name} to build it"
     image = resolve(name, cache, lambda: _mirror(settings, f"the guest image {name}", instead), progress)
     kernel = settings.kernel.value
     return image if kernel is None else with_kernel(image, kernel, settings.modules.value, cache)
+
+
+def check_recipe(settings: Settings) -> None:
+    """Check that there is a recipe for the image that was named, before a QEMU build is fetched for it.
+
+    :raises ImageError: there is none; the message lists those there are.
+    """
+    if settings.image.value is not None and "/" not in settings.image.value:
+        from pytest_spapr.images.recipe import load
+
+        load(settings.image.value)
 
 
 def check_named(settings: Settings) -> None:

@@ -13,6 +13,8 @@ from pytest_spapr.errors import ImageError
 
 # Part of each recipe's digest: raise it when the same recipe gives another image because this code changed.
 BUILDER = 1
+# What is booted when nobody names an image.
+DEFAULT_IMAGE = "debian-12"
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_spapr import bench, config, fixtures
+from pytest_spapr import config, fixtures, rig
 
 from . import stubs
 
@@ -23,7 +23,7 @@ def own_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.fixture
 def stubbed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A QEMU build and a guest image are at hand, and machines start at once."""
-    monkeypatch.setattr(bench, "supply_build", lambda settings, cache, progress: stubs.build())
-    monkeypatch.setattr(bench, "supply_image", lambda settings, cache, progress: stubs.image())
+    monkeypatch.setattr(rig, "supply_build", lambda settings, cache, progress: stubs.build())
+    monkeypatch.setattr(rig, "supply_image", lambda settings, cache, progress: stubs.image())
     monkeypatch.setattr(fixtures, "start_machine", stubs.start)
     monkeypatch.setattr(fixtures, "harness", stubs.harness)

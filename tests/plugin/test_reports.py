@@ -376,11 +376,11 @@ def stub_conftest(pytester: pytest.Pytester) -> None:
         f"""
         import sys
         sys.path.insert(0, {str(root)!r})
-        from pytest_spapr import bench, fixtures
+        from pytest_spapr import rig, fixtures
         from tests.plugin import stubs
 
-        bench.supply_build = lambda settings, cache, progress: stubs.build()
-        bench.supply_image = lambda settings, cache, progress: stubs.image()
+        rig.supply_build = lambda settings, cache, progress: stubs.build()
+        rig.supply_image = lambda settings, cache, progress: stubs.image()
         fixtures.start_machine = stubs.start
         fixtures.harness = stubs.harness
         """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,7 +34,10 @@ def world(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     monkeypatch.setattr("pytest_spapr.debian.mirror.find_mirror", mirror)
     monkeypatch.setattr(packages, "cached", lambda cache: world.cached)
     monkeypatch.setattr(packages, "fetch", fetch)
-    monkeypatch.setattr("pytest_spapr.qemu.build.probe", lambda command, env, binary, cache, name: (command, name))
+    # By import, not by attribute path: pytester forgets modules that its in-process runs imported.
+    monkeypatch.setattr(
+        import_module("pytest_spapr.qemu.build"), "probe", lambda command, env, binary, cache, name: (command, name)
+    )
     return world
 
 

@@ -14,7 +14,7 @@ import pytest
 from pytest_spapr.config import Settings
 from pytest_spapr.errors import SpaprError
 from pytest_spapr.report.summary import Summary
-from pytest_spapr.supply import Unavailable, supply_accelerator, supply_build, supply_image
+from pytest_spapr.supply import Unavailable, check_recipe, supply_accelerator, supply_build, supply_image
 from pytest_spapr.timeline import Lane, Record, Timeline
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ _NEEDS_BUILD = frozenset({"qemu_build", "spapr_harness", "launch_machine", "mach
 _NEEDS_IMAGE = frozenset({"guest_image", "launch_machine", "machine", "guest", "qmp", "contract"})
 
 
-class Bench:
-    """One per pytest process, in ``config.stash[BENCH]``. Each thing is found or made once; an error stays the same error.
+class Rig:
+    """One per pytest process, in ``config.stash[RIG]``. Each thing is found or made once; an error stays the same error.
 
     :param run_directory: where this run's artefacts go; made when there is the first.
     """
@@ -82,6 +82,8 @@ class Bench:
     def obtain(self, progress: Progress, *, image: bool = True) -> None:
         """Get the QEMU build, the accelerator and, if named, the guest image. :raises pytest.UsageError: as :meth:`prepare`."""
         try:
+            if image:
+                check_recipe(self.settings)
             self.build(progress)
             self.accelerator()
             if image and self.settings.asked:
@@ -111,7 +113,7 @@ class Bench:
         return _boot_progress(config, timeline)
 
 
-BENCH = pytest.StashKey[Bench]()
+RIG = pytest.StashKey[Rig]()
 
 
 @contextmanager
