@@ -128,6 +128,8 @@ class Timeline:
         :raises DeadlineExpired: when the deadline runs out first.
         :raises SpaprError: the reason given to :meth:`end`, e.g. MachineDied, at once when nothing more is to come.
         """
+        # pytest shows the caller's line, which is where the reader's question is.
+        __tracebackhide__ = True
         start = self._clock()
         cursor = since
         while True:

@@ -53,6 +53,7 @@ class Guest:
         :raises SshFailed: the connection cannot be made or broke. :raises MachineDied: QEMU ended.
         :raises MachineError: the machine is paused or panicked, so that no answer can come.
         """
+        __tracebackhide__ = True
         if not self.usable:
             if self._timeline.ended is not None:
                 raise self._timeline.ended

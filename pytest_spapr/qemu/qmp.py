@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import socket
 import threading
 import weakref
@@ -82,6 +83,8 @@ class _Client(QMPClient):
         super().__init__("spapr")
         self._timeline = timeline
         self.events.event_filter = lambda _: False
+        # It logs a broken connection as an error, above the error of ours that says why it broke.
+        self.logger.setLevel(logging.CRITICAL)
 
     def _cb_inbound(self, msg: Message) -> Message:
         body = dict(msg)
@@ -134,6 +137,7 @@ class Qmp:
         :raises QmpRefused: QEMU answered with an error. :raises MachineDied: QEMU ended, before or meanwhile.
         :raises DeadlineExpired: no answer in time, although QEMU lives.
         """
+        __tracebackhide__ = True
         if self._timeline.ended is not None:
             raise self._timeline.ended.with_traceback(None)
         deadline = Deadline(self._seconds if seconds is None else seconds)
@@ -165,6 +169,7 @@ class Qmp:
 
     def _broken(self, during: str, error: BaseException) -> MachineError:
         """Return the error to raise when the monitor broke off; QEMU's death, if it comes, is the better one."""
+        __tracebackhide__ = True
         deadline = Deadline(_DEATH_NOTICE)
         with contextlib.suppress(DeadlineExpired):
             try:
