@@ -105,10 +105,12 @@ class Machine:
     @property
     def running(self) -> bool:
         """Whether the vCPUs run, as QEMU says now."""
+        __tracebackhide__ = True
         return self.status() == "running"
 
     def status(self) -> str:
         """Return QEMU's run state, e.g. ``running``, ``paused``, ``prelaunch``, ``guest-panicked``."""
+        __tracebackhide__ = True
         return str(self.qmp.execute("query-status")["status"])
 
     def boot(self) -> None:
@@ -286,7 +288,11 @@ class Machine:
         if forward is None:
             raise MachineError(f"QEMU forwards no port to the guest's ssh, `info usernet` says:\n{listing}")
         ssh = Ssh(port=int(forward["port"]), client_key=image.client_key, host_key=image.host_key, timeline=self.timeline)
-        return Guest(ssh, self.timeline, self.budgets, kernel_release=image.kernel_release, running=lambda: self.running)
+        return Guest(ssh, self.timeline, self.budgets, kernel_release=image.kernel_release, running=self._is_running)
+
+    def _is_running(self) -> bool:
+        __tracebackhide__ = True
+        return self.running
 
     def _await_event(self, name: str, since: int) -> Record:
         return self.timeline.wait(

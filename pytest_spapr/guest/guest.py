@@ -43,6 +43,7 @@ class Guest:
     @property
     def usable(self) -> bool:
         """Whether a command has a chance to be answered: QEMU lives and the machine runs."""
+        __tracebackhide__ = True
         return self._timeline.ended is None and self._running()
 
     def run(self, command: str, *, seconds: float | None = None) -> Completed:
