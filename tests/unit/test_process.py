@@ -105,6 +105,19 @@ class TestEnd:
         assert death(timeline).stderr == tuple(f"line {number}" for number in range(185, 200))
         assert len(timeline.since(0, Lane.STDERR)) == 201
 
+    def test_lines_that_are_read_after_its_end_come_first(self, start: Start, timeline: Timeline) -> None:
+        made = threading.Event()
+
+        def dawdle(record: Record) -> None:
+            if record.text == "line 0":
+                made.wait(10)
+                assert fake_qemu.gone(process.pid)
+
+        timeline.listen(dawdle)
+        process = start(*({"stderr": f"line {number}"} for number in range(200)), {"signal": signal.SIGSEGV})
+        made.set()
+        assert death(timeline).stderr[-1] == "line 199"
+
     def test_from_outside(self, start: Start, timeline: Timeline) -> None:
         process = start({"stderr": "up"}, {"hang": True})
         heard(timeline, "up")
@@ -167,9 +180,17 @@ class TestStart:
         assert died.stderr[1] == "here"
 
     def test_it_has_no_stdin(self, timeline: Timeline) -> None:
-        process = QemuProcess(["cat"], timeline, env={})
+        terminal, keyboard = os.pipe()
+        stdin = os.dup(0)
+        os.dup2(terminal, 0)
+        try:
+            process = QemuProcess(["cat"], timeline, env={})
+        finally:
+            os.dup2(stdin, 0)
         assert death(timeline).exit_status == 0
         process.close()
+        for descriptor in (terminal, keyboard, stdin):
+            os.close(descriptor)
 
     def test_a_program_that_is_not_there(self, timeline: Timeline) -> None:
         process = QemuProcess(["/no/such/qemu", "-m", "1 G"], timeline, env={})

@@ -218,6 +218,14 @@ class TestDeath:
             qmp.execute("query-status")
         assert bench.timeline.since(since, Lane.QMP) == []
 
+    def test_known_before_the_monitor_notices(self, bench: Bench) -> None:
+        qmp = bench.connect()
+        since = bench.timeline.mark()
+        bench.timeline.end(MachineDied("QEMU was killed by SIGKILL", -9))
+        with pytest.raises(MachineDied):
+            qmp.execute("query-status")
+        assert bench.timeline.since(since, Lane.QMP) == []
+
     def test_at_quit(self, bench: Bench) -> None:
         bench.connect().execute("quit")
         assert bench.process.wait(Deadline(10)) == 0
@@ -254,6 +262,7 @@ class TestLiveButBroken:
         with pytest.raises(DeadlineExpired):
             qmp.execute("stop", seconds=0.1)
         assert qmp.execute("cont") == "of cont"
+        assert qmp._client._pending == {}
 
     def test_it_hangs_up(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(qmp_module, "_DEATH_NOTICE", 0.2)
