@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import select
 import shlex
 import socket
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from pytest_spapr.deadline import Deadline
 from pytest_spapr.errors import CommandFailed, DeadlineExpired, SshFailed
@@ -19,8 +21,12 @@ if TYPE_CHECKING:
     import paramiko
 
 # How long a lost connection waits for the news that QEMU itself is gone, which is the better explanation.
-_DEATH_NOTICE = 2.0
-_CHUNK = 65536
+_DEATH_NOTICE: Final = 2.0
+_CHUNK: Final = 65536
+_TAIL: Final = 500
+_LOG: Final = "pytest_spapr.ssh"
+# paramiko's word for a channel that closed without one; dropbear reports a signal in a message that paramiko does not read.
+_NO_STATUS: Final = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,26 +77,15 @@ class Ssh:
         self.close()
         began = time.monotonic()
         try:
-            sock = socket.create_connection(("127.0.0.1", self.port), timeout=deadline.require("the guest's ssh port"))
-            transport = paramiko.Transport(sock)
-            self._transport = transport
-            # Public-key arithmetic is what ssh costs under TCG: only curve25519 and ed25519, no ML-KEM, no RSA.
-            options = transport.get_security_options()
-            options.kex = ("curve25519-sha256@libssh.org",)
-            options.key_types = ("ssh-ed25519",)
-            transport.banner_timeout = transport.handshake_timeout = transport.auth_timeout = deadline.require("ssh")
-            transport.start_client(timeout=deadline.require("the ssh key exchange"))
-            offered = transport.get_remote_server_key()
-            if f"{offered.get_name()} {offered.get_base64()}" != self._host_key:
-                raise SshFailed(
-                    f"the guest's host key is {offered.get_name()} {offered.get_base64()}, not the one pinned in the image "
-                    f"({self._host_key}): something else answers on port {self.port}"
-                )
-            transport.auth_publickey("root", paramiko.Ed25519Key.from_private_key_file(str(self.client_key)))
-        except (paramiko.SSHException, OSError, EOFError) as error:
+            self._log_in(deadline)
+        except (paramiko.SSHException, OSError, EOFError, DeadlineExpired) as error:
             self.close()
-            raise self._lost(f"cannot log in to the guest on port {self.port}: {error or type(error).__name__}") from error
-        except SshFailed:
+            # Late, paramiko has many words for it ("No existing session").
+            late = f"the guest's ssh server did not answer within {deadline.seconds:.1f} s" if deadline.expired else None
+            raise self._lost(
+                f"cannot log in to the guest on port {self.port}: {late or error or type(error).__name__}"
+            ) from error
+        except BaseException:
             self.close()
             raise
         self._timeline.record(Lane.SSH, f"connected in {time.monotonic() - began:.3f} s")
@@ -99,7 +94,7 @@ class Ssh:
         """Run a shell command as root and return what it did, whatever its status; about 0.1 s under TCG.
 
         :raises DeadlineExpired: the command did not end; the message has what it wrote up to then, its channel is closed.
-        :raises SshFailed: the connection broke; whether the command took effect is unknown.
+        :raises SshFailed: the connection broke, or a signal killed the command; whether it took effect is unknown.
         :raises MachineDied: QEMU ended meanwhile.
         """
         import paramiko
@@ -108,21 +103,31 @@ class Ssh:
             raise SshFailed("not connected to the guest")
         self._timeline.record(Lane.SSH, f"$ {command}")
         began = time.monotonic()
+        output = _Output()
         try:
             channel = self._transport.open_session(timeout=deadline.require(f"a channel for `{command}`"))
             try:
-                channel.exec_command(command)
-                stdout, stderr = self._collect(channel, command, deadline)
-                channel.status_event.wait(deadline.remaining)
-                if not channel.exit_status_ready() or channel.exit_status == -1:
-                    raise self._lost(f"the connection to the guest ended during `{command}`")
-                status = channel.recv_exit_status()
+                _begin(channel, command, deadline)
+                in_time = output.collect(channel, deadline) and channel.status_event.wait(deadline.remaining)
+                status = channel.exit_status
             finally:
-                channel.close()
+                _close(channel)
         except (paramiko.SSHException, OSError, EOFError) as error:
-            raise self._lost(f"the connection to the guest broke during `{command}`: {error or type(error).__name__}") from error
-        done = Completed(command, status, stdout, stderr)
-        words = (stdout + stderr).strip().replace("\n", " | ")
+            if not (deadline.expired and self.connected):
+                lost = f"the connection to the guest broke during `{command}`: {error or type(error).__name__}"
+                raise self._lost(lost) from error
+            in_time = False
+        if not in_time:
+            self._timeline.record(Lane.SSH, f"= no end within {deadline.seconds:.1f} s")
+            raise DeadlineExpired(f"the guest command `{command}`", deadline.seconds, f"it wrote {output.tail!r}")
+        if status == _NO_STATUS:
+            raise self._lost(
+                f"the connection to the guest ended during `{command}`"
+                if not self.connected
+                else f"`{command}` ended without an exit status: in the guest, it was killed by a signal"
+            )
+        done = Completed(command, status, output.stdout, output.stderr)
+        words = (done.stdout + done.stderr).strip().replace("\n", " | ")
         self._timeline.record(Lane.SSH, f"= {status} in {time.monotonic() - began:.3f} s" + (f": {words[:200]}" if words else ""))
         return done
 
@@ -137,25 +142,27 @@ class Ssh:
         options = "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR"
         return f"ssh -p {self.port} -i {shlex.quote(str(self.client_key))} {options} root@127.0.0.1"
 
-    def _collect(self, channel: paramiko.Channel, command: str, deadline: Deadline) -> tuple[str, str]:
-        # Both streams together: reading one to its end first deadlocks once the other's window is full.
-        streams: tuple[list[bytes], list[bytes]] = ([], [])
-        channel.settimeout(0.0)
-        while True:
-            while channel.recv_ready():
-                streams[0].append(channel.recv(_CHUNK))
-            while channel.recv_stderr_ready():
-                streams[1].append(channel.recv_stderr(_CHUNK))
-            if channel.eof_received or channel.closed:
-                if not channel.recv_ready() and not channel.recv_stderr_ready():
-                    break
-                continue
-            ready, _, _ = select.select([channel], [], [], deadline.remaining)
-            if not ready and deadline.expired:
-                so_far = b"".join(streams[0] + streams[1]).decode(errors="replace")
-                raise DeadlineExpired(f"the guest command `{command}`", deadline.seconds, f"it wrote {so_far[-500:]!r}")
-        stdout, stderr = (b"".join(parts).decode(errors="replace") for parts in streams)
-        return stdout, stderr
+    def _log_in(self, deadline: Deadline) -> None:
+        import paramiko
+
+        sock = socket.create_connection(("127.0.0.1", self.port), timeout=deadline.require("the guest's ssh port"))
+        self._transport = transport = paramiko.Transport(sock)
+        _quiet(transport)
+        # Public-key arithmetic is what ssh costs under TCG: only curve25519 and ed25519, no ML-KEM, no RSA.
+        options = transport.get_security_options()
+        options.kex = ("curve25519-sha256@libssh.org",)
+        options.key_types = ("ssh-ed25519",)
+        transport.banner_timeout = transport.handshake_timeout = deadline.require("ssh")
+        # It returns silently when the time is up, and the next line then finds no key.
+        transport.start_client(timeout=deadline.require("the ssh key exchange"))
+        offered = transport.get_remote_server_key()
+        if f"{offered.get_name()} {offered.get_base64()}" != self._host_key:
+            raise SshFailed(
+                f"the guest's host key is {offered.get_name()} {offered.get_base64()}, not the one pinned in the image "
+                f"({self._host_key}): something else answers on port {self.port}"
+            )
+        transport.auth_timeout = deadline.require("the login")
+        transport.auth_publickey("root", paramiko.Ed25519Key.from_private_key_file(str(self.client_key)))
 
     def _lost(self, message: str) -> SshFailed:
         """Return the error to raise; raises the reason of QEMU's death instead where there is one."""
@@ -164,3 +171,76 @@ class Ssh:
                 lambda _: None, since=self._timeline.mark(), deadline=Deadline(_DEATH_NOTICE), what="news of QEMU's end"
             )
         return SshFailed(message)
+
+
+class _Output:
+    """What a command writes. :ivar stdout: :ivar stderr: as text, complete once :meth:`collect` returned True."""
+
+    def __init__(self) -> None:
+        self._streams: tuple[list[bytes], list[bytes]] = ([], [])
+
+    @property
+    def stdout(self) -> str:
+        return _text(self._streams[0])
+
+    @property
+    def stderr(self) -> str:
+        return _text(self._streams[1])
+
+    @property
+    def tail(self) -> str:
+        """The end of both, for an error."""
+        return (self.stdout + self.stderr)[-_TAIL:]
+
+    def collect(self, channel: paramiko.Channel, deadline: Deadline) -> bool:
+        """Read until both streams end; return whether they did in time."""
+        channel.settimeout(0.0)
+        while True:
+            # Both streams together: reading one to its end first deadlocks once the other's window is full.
+            more = False
+            if channel.recv_ready():
+                self._streams[0].append(channel.recv(_CHUNK))
+                more = True
+            if channel.recv_stderr_ready():
+                self._streams[1].append(channel.recv_stderr(_CHUNK))
+                more = True
+            if not more and (channel.eof_received or channel.closed):
+                # What came between the looks above and this one is there now, and nothing after it.
+                if not channel.recv_ready() and not channel.recv_stderr_ready():
+                    return True
+            elif deadline.expired:
+                return False
+            elif not more:
+                select.select([channel], [], [], deadline.remaining)
+
+
+def _begin(channel: paramiko.Channel, command: str, deadline: Deadline) -> None:
+    """Start a command."""
+    # paramiko waits for the server's consent without a limit; a closed channel ends that wait.
+    limit = threading.Timer(deadline.remaining, _close, (channel,))
+    limit.daemon = True
+    limit.start()
+    try:
+        channel.exec_command(command)
+    finally:
+        limit.cancel()
+
+
+def _close(channel: paramiko.Channel) -> None:
+    """Close a channel, whatever has become of its connection."""
+    import paramiko
+
+    with contextlib.suppress(paramiko.SSHException, OSError, EOFError):
+        channel.close()
+
+
+def _quiet(transport: paramiko.Transport) -> None:
+    """Keep paramiko from logging tracebacks of what it also raises, unless somebody set a level to hear them."""
+    transport.set_log_channel(_LOG)
+    log = logging.getLogger(_LOG)
+    if log.level == logging.NOTSET:
+        log.setLevel(logging.CRITICAL)
+
+
+def _text(parts: list[bytes]) -> str:
+    return b"".join(parts).decode(errors="replace")
