@@ -162,7 +162,7 @@ class Judge:
     def _hear(self, record: Record) -> _Heard | None:
         if record.lane is Lane.EVENT and record.data is not None:
             event = record.data
-            if event["event"] in ("STOP", "GUEST_PANICKED"):
+            if event["event"] in ("STOP", "SHUTDOWN", "GUEST_PANICKED"):
                 return _Heard(record, halted=True)
             if self._is_about(event) and event["event"] in _OUTCOMES:
                 return _Heard(record, outcome=_OUTCOMES[event["event"]])
