@@ -116,7 +116,7 @@ class Machine:
     def boot(self) -> None:
         """Let the machine run and wait until its guest is ready: all modules loaded, sshd and rtas_errd up.
 
-        :raises BootFailed: the kernel panicked, the guest's init failed, or nothing happened for the boot budget.
+        :raises BootFailed: the kernel panicked, the guest's init failed, or it was not ready within the boot budget.
         """
         since = self.timeline.mark()
         self.timeline.step("boot")
@@ -134,7 +134,7 @@ class Machine:
         try:
             failure = self.timeline.wait(_boot_verdict, since=since, deadline=Deadline(self.budgets.boot), what=what)
         except DeadlineExpired as error:
-            raise BootFailed(self._boot_report(since, f"nothing for {error.seconds:.0f} s"), self._phase(since)) from error
+            raise BootFailed(self._boot_report(since, f"it was not ready within {error.seconds:g} s"), self._phase(since)) from error
         if failure:
             raise BootFailed(self._boot_report(since, failure), self._phase(since))
 
@@ -193,10 +193,12 @@ class Machine:
         """
         since = self.timeline.mark()
         self.timeline.step("guest reboot")
-        # -f: straight to the kernel, init has nothing to save. The answer may or may not arrive before the machine resets.
-        self.guest.run("(reboot -f) > /dev/null 2>&1 &")
-        self._await_event("RESET", since)
+        # Only when this connection's server process has ended: a reset that overtakes its answer leaves us waiting for it.
+        # -f: straight to the kernel, init has nothing to save.
+        reboot = "while test -d /proc/$PPID; do usleep 10000; done; reboot -f"
+        self.guest.run(f'setsid sh -c "{reboot}" > /dev/null 2>&1 < /dev/null &').check()
         self._forget_connection()
+        self._await_event("RESET", since)
         self.await_ready(since)
 
     def quit(self) -> None:
