@@ -134,7 +134,9 @@ class Machine:
         try:
             failure = self.timeline.wait(_boot_verdict, since=since, deadline=Deadline(self.budgets.boot), what=what)
         except DeadlineExpired as error:
-            raise BootFailed(self._boot_report(since, f"it was not ready within {error.seconds:g} s"), self._phase(since)) from error
+            raise BootFailed(
+                self._boot_report(since, f"it was not ready within {error.seconds:g} s"), self._phase(since)
+            ) from error
         if failure:
             raise BootFailed(self._boot_report(since, failure), self._phase(since))
 

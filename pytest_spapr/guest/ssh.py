@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 _DEATH_NOTICE: Final = 2.0
 _CHUNK: Final = 65536
 _TAIL: Final = 500
+# Of what a command wrote, on the timeline.
+_SHOWN: Final = 200
 _LOG: Final = "pytest_spapr.ssh"
 # paramiko's word for a channel that closed without one; dropbear reports a signal in a message that paramiko does not read.
 _NO_STATUS: Final = -1
@@ -101,7 +103,7 @@ class Ssh:
 
         if self._transport is None:
             raise SshFailed("not connected to the guest")
-        self._timeline.record(Lane.SSH, f"$ {command}")
+        self._timeline.record(Lane.SSH, f"$ {_printable(command)}")
         began = time.monotonic()
         output = _Output()
         try:
@@ -127,8 +129,8 @@ class Ssh:
                 else f"`{command}` ended without an exit status: in the guest, it was killed by a signal"
             )
         done = Completed(command, status, output.stdout, output.stderr)
-        words = (done.stdout + done.stderr).strip().replace("\n", " | ")
-        self._timeline.record(Lane.SSH, f"= {status} in {time.monotonic() - began:.3f} s" + (f": {words[:200]}" if words else ""))
+        words = _printable((done.stdout + done.stderr).strip()[:_SHOWN].replace("\n", " | "))
+        self._timeline.record(Lane.SSH, f"= {status} in {time.monotonic() - began:.3f} s" + (f": {words}" if words else ""))
         return done
 
     def close(self) -> None:
@@ -244,3 +246,8 @@ def _quiet(transport: paramiko.Transport) -> None:
 
 def _text(parts: list[bytes]) -> str:
     return b"".join(parts).decode(errors="replace")
+
+
+def _printable(text: str) -> str:
+    """Return the text as one line that harms no terminal."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)

@@ -125,7 +125,10 @@ class TestCommands:
             return 0
 
         with connected(binary, client_key, timeline) as (ssh, _):
-            assert ssh.run("cat /vmlinux", Deadline(LONG)).stdout == "\ufffd\ufffd\x00"
+            assert ssh.run("cat \\\n /vmlinux", Deadline(LONG)).stdout == "\ufffd\ufffd\x00"
+        asked, answered = [record.text for record in timeline.since(0, Lane.SSH)][1:]
+        assert asked == r"$ cat \\n /vmlinux"
+        assert answered.endswith(": \ufffd\ufffd\\x00")
 
     def test_letters_cut_between_two_packets_are_whole(self, client_key: Path, timeline: Timeline) -> None:
         def slowly(channel: paramiko.Channel, command: str) -> int:
