@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from pytest_spapr.deadline import Budgets, Deadline
 from pytest_spapr.errors import BootFailed, BuildError, DeadlineExpired, LaunchFailed, MachineDied, MachineError
@@ -29,6 +29,10 @@ _PANIC: Final = re.compile(r"Kernel panic - not syncing: (?P<why>.*)")
 _SSH_FORWARD: Final = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(?P<port>\d+)\s+\S+\s+22\b")
 _QUIT_SECONDS: Final = 5.0
 _JOIN_SECONDS: Final = 5.0
+# For what was written through one stream before something was told through another.
+_STRAGGLER_SECONDS: Final = 1.0
+_PANICKED: Final = "its kernel panicked (GUEST_PANICKED)"
+_HALTS: Final = ("GUEST_PANICKED", "SHUTDOWN")
 # They were written before the monitor greeted; this is for the thread that reads them.
 _TRACE_SECONDS: Final = 5.0
 
@@ -137,6 +141,8 @@ class Machine:
             raise BootFailed(
                 self._boot_report(since, f"it was not ready within {error.seconds:g} s"), self._phase(since)
             ) from error
+        if failure == _PANICKED:
+            failure = self._panic_words(since)
         if failure:
             raise BootFailed(self._boot_report(since, failure), self._phase(since))
 
@@ -178,7 +184,8 @@ class Machine:
     def reset(self, *, wait: bool = True) -> None:
         """Reset the machine as its reset button does. Every unplug that is pending completes (``spapr_drc_reset_all``).
 
-        :param wait: return when the guest is up again (a boot's cost); False returns when QEMU has done its part.
+        :param wait: return when the guest is up again (a boot's cost), from whatever state; False returns when QEMU has done its
+            part, and a machine that was paused or halted then still is.
         """
         since = self.timeline.mark()
         self.timeline.step("system_reset")
@@ -186,6 +193,9 @@ class Machine:
         self.qmp.execute("system_reset")
         self._await_event("RESET", since)
         if wait and self._guest is not None:
+            # A machine that was halted or paused is not started by a reset (QEMU: back to prelaunch).
+            if not self.running:
+                self.cont()
             self.await_ready(since)
 
     def reboot(self) -> None:
@@ -292,7 +302,15 @@ class Machine:
         if forward is None:
             raise MachineError(f"QEMU forwards no port to the guest's ssh, `info usernet` says:\n{listing}")
         ssh = Ssh(port=int(forward["port"]), client_key=image.client_key, host_key=image.host_key, timeline=self.timeline)
-        return Guest(ssh, self.timeline, self.budgets, kernel_release=image.kernel_release, running=self._is_running)
+        guest = Guest(ssh, self.timeline, self.budgets, kernel_release=image.kernel_release, running=self._is_running)
+
+        def hear(record: Record) -> None:
+            # QEMU keeps a halted machine as it is, its network included: only a deadline would end the wait for an answer.
+            if _event_name(record) in _HALTS:
+                guest.hang_up()
+
+        self.timeline.listen(hear)
+        return guest
 
     def _is_running(self) -> bool:
         __tracebackhide__ = True
@@ -300,7 +318,7 @@ class Machine:
 
     def _await_event(self, name: str, since: int) -> Record:
         return self.timeline.wait(
-            lambda record: record if record.lane is Lane.EVENT and record.data and record.data["event"] == name else None,
+            lambda record: record if _event_name(record) == name else None,
             since=since,
             deadline=Deadline(self.budgets.plug),
             what=f"QEMU's {name} event",
@@ -317,6 +335,17 @@ class Machine:
             return "the kernel or its firmware wrote to the console, init never started"
         return "nothing was ever written to the console"
 
+    def _panic_words(self, since: int) -> str:
+        """Return why the guest's kernel panicked: it wrote that before QEMU told of it, but through another stream."""
+
+        def words(record: Record) -> str | None:
+            verdict = _boot_verdict(record)
+            return verdict if verdict and record.lane is not Lane.EVENT else None
+
+        with suppress(DeadlineExpired):
+            return self.timeline.wait(words, since=since, deadline=Deadline(_STRAGGLER_SECONDS), what="the words of a panic")
+        return _PANICKED
+
     def _boot_report(self, since: int, failure: str) -> str:
         last = "\n".join(f"  {record}" for record in self.timeline.since(since)[-12:])
         return f"the guest did not come up: {failure}. Last sign of life: {self._phase(since)}. The timeline's end:\n{last}"
@@ -331,10 +360,13 @@ def _boot_verdict(record: Record) -> str | None:
             return f"its init says {record.text.removeprefix('init: ')!r}"
     if record.lane in (Lane.CONSOLE, Lane.KERNEL) and (panic := _PANIC.search(record.text)):
         return f"its kernel panicked: {panic['why']}"
-    if record.lane is Lane.EVENT and record.data is not None:
-        event: Any = record.data["event"]
-        if event == "GUEST_PANICKED":
-            return "its kernel panicked (GUEST_PANICKED)"
-        if event == "SHUTDOWN":
-            return "it shut down"
+    event = _event_name(record)
+    if event == "GUEST_PANICKED":
+        return _PANICKED
+    if event == "SHUTDOWN":
+        return "it shut down"
     return None
+
+
+def _event_name(record: Record) -> str | None:
+    return str(record.data["event"]) if record.lane is Lane.EVENT and record.data is not None else None

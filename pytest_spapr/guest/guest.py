@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from pytest_spapr.deadline import Budgets, Deadline
-from pytest_spapr.errors import MachineError
+from pytest_spapr.errors import MachineError, SshFailed
 from pytest_spapr.guest.cpus import GuestCpus
 from pytest_spapr.guest.memory import GuestMemory
 from pytest_spapr.guest.pci import GuestPci
@@ -52,18 +52,24 @@ class Guest:
         :param seconds: give up after so long; default: the accelerator's budget for a command.
         :raises DeadlineExpired: it did not end in time; what it wrote is in the message.
         :raises SshFailed: the connection cannot be made or broke. :raises MachineDied: QEMU ended.
-        :raises MachineError: the machine is paused or panicked, so that no answer can come.
+        :raises MachineError: the machine is paused, or its guest panicked or shut down, also meanwhile: no answer can come.
         """
         __tracebackhide__ = True
         if not self.usable:
             if self._timeline.ended is not None:
                 raise self._timeline.ended
             raise MachineError(
-                f"the machine is not running, the guest cannot answer `{command}`: continue it with machine.cont()"
+                f"the machine is not running, the guest cannot answer `{command}`: if it was paused, continue it with machine.cont(); "
+                "a guest that panicked or shut down needs machine.reset()"
             )
-        if not self._ssh.connected:
-            self._ssh.connect(Deadline(self._budgets.ssh))
-        return self._ssh.run(command, Deadline(seconds if seconds is not None else self._budgets.command))
+        try:
+            if not self._ssh.connected:
+                self._ssh.connect(Deadline(self._budgets.ssh))
+            return self._ssh.run(command, Deadline(seconds if seconds is not None else self._budgets.command))
+        except SshFailed as error:
+            if self._running():
+                raise
+            raise MachineError(f"the machine stopped running during `{command}`: its guest panicked or shut down") from error
 
     def read(self, path: str) -> str:
         """Return the text of a small guest file, without surrounding white space.
@@ -95,6 +101,10 @@ class Guest:
     def ssh_command(self) -> str:
         """Return what a person types to log in."""
         return self._ssh.command_line()
+
+    def hang_up(self) -> None:
+        """Say that the guest answers no more: whoever waits for it is told. From any thread, and never waits."""
+        self._ssh.hang_up()
 
     def disconnect(self) -> None:
         """Drop the connection; the next command makes a new one."""

@@ -139,6 +139,13 @@ class Ssh:
             self._transport.close()
             self._transport = None
 
+    def hang_up(self) -> None:
+        """Break the connection off: whoever waits for an answer is told that it is lost. From any thread, and never waits."""
+        transport = self._transport
+        if transport is not None:
+            with contextlib.suppress(OSError):
+                transport.sock.shutdown(socket.SHUT_RDWR)
+
     def command_line(self) -> str:
         """Return what a person types to log in."""
         options = "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_spapr import Guest, LaunchMachine, PseriesMachine, SpaprError
+from pytest_spapr import Guest, LaunchMachine, PseriesMachine
 from pytest_spapr.deadline import Deadline
 from pytest_spapr.errors import BootFailed, CommandFailed, DeadlineExpired, MachineDied, MachineError, SshFailed
 from pytest_spapr.timeline import Lane, Record
@@ -22,6 +22,8 @@ _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _NO_INIT = "the kernel or its firmware wrote to the console, init never started"
 #: A wait ends with QEMU's death, at the latest so many seconds after it.
 _AT_ONCE = 2.0
+#: A lost connection waits 2 s for news of QEMU's death before it counts as what it is.
+_TOLD = 4.0
 
 
 def await_text(machine: PseriesMachine, pattern: str, lane: Lane, since: int = 0) -> Record:
@@ -178,12 +180,26 @@ class TestEnds:
         assert len(set(boots)) == 3
         assert len([record for record in machine.timeline.since(0, Lane.SERVICE) if record.text == "init: ready"]) == 3
 
-    def test_a_panic_later_on_is_no_answer(self, machine: PseriesMachine, guest: Guest) -> None:
-        guest.run("(sleep 1; echo c >/proc/sysrq-trigger) >/dev/null 2>&1 &")
-        await_text(machine, "^GUEST_PANICKED", Lane.EVENT)
-        await_text(machine, "Kernel panic - not syncing: sysrq triggered crash", Lane.CONSOLE)
-        with pytest.raises(SpaprError, match="not running"):
+    @pytest.mark.parametrize(
+        ("command", "event"),
+        [("echo c >/proc/sysrq-trigger", "GUEST_PANICKED"), ("poweroff -f; sleep 600", "SHUTDOWN")],
+        ids=["panic", "poweroff"],
+    )
+    def test_a_guest_that_halts_during_a_command_is_not_waited_for(
+        self, machine: PseriesMachine, guest: Guest, command: str, event: str
+    ) -> None:
+        guest.run("true")
+        with pytest.raises(MachineError, match=r"the machine stopped running during .*: its guest panicked or shut down"):
+            guest.run(command)
+        halted = await_text(machine, f"^{event}", Lane.EVENT)
+        asked = [record for record in machine.timeline.since(0, Lane.SSH) if command in record.text]
+        assert len(asked) == 1
+        assert machine.timeline.step("told").time - halted.time < _TOLD
+        assert not machine.running
+        with pytest.raises(MachineError, match=r"not running.*machine\.reset\(\)"):
             guest.run("true")
+        machine.reset()
+        assert guest.run("echo back").stdout == "back\n"
 
 
 class TestNetwork:

@@ -328,6 +328,24 @@ class TestLoss:
             release.set()
             assert not ssh.connected
 
+    def test_hanging_up_ends_a_wait(self, client_key: Path, timeline: Timeline) -> None:
+        """Said by another thread, which does not wait."""
+        release = threading.Event()
+
+        def hang(channel: paramiko.Channel, command: str) -> int:
+            ssh.hang_up()
+            release.wait(SECONDS)
+            return 0
+
+        with connected(hang, client_key, timeline) as (ssh, _):
+            with pytest.raises(SshFailed, match=r"the connection to the guest (broke|ended) during `x`"):
+                ssh.run("x", Deadline(LONG))
+            release.set()
+            assert not ssh.connected
+            ssh.hang_up()
+            ssh.close()
+            ssh.hang_up()
+
     def test_a_command_is_not_run_twice(self, client_key: Path, timeline: Timeline) -> None:
         with connected(echo, client_key, timeline) as (ssh, server):
             server.cut()
