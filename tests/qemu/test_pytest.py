@@ -1,0 +1,107 @@
+"""A whole pytest run with a machine, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from pytest_spapr import QemuBuild
+
+_SECONDS = 60.0
+_TEST = """
+    import os
+    from pathlib import Path
+    from pytest_spapr.deadline import Deadline
+
+    def test_that_waits(launch_machine):
+        machine = launch_machine(image=None)
+        part = Path({told!r} + ".part")
+        part.write_text(str(machine.process.pid))
+        part.rename({told!r})
+        machine.timeline.wait(lambda record: None, since=0, deadline=Deadline(600), what="nothing")
+    """
+
+
+class Run:
+    """A pytest in a process of its own whose test waits for its machine. :ivar qemu: a descriptor of QEMU's process."""
+
+    def __init__(self, pytest_process: subprocess.Popen[str], qemu_pid: int) -> None:
+        self.process = pytest_process
+        self.qemu_pid = qemu_pid
+        self.qemu = os.pidfd_open(qemu_pid)
+
+    def qemu_ended(self) -> bool:
+        """Wait for QEMU's end."""
+        # A descriptor of a process is readable when that has ended.
+        return bool(select.select([self.qemu], [], [], _SECONDS)[0])
+
+
+@pytest.fixture
+def run(pytester: pytest.Pytester, request: pytest.FixtureRequest, qemu_build: QemuBuild) -> Iterator[Run]:
+    told = pytester.path / "qemu.pid"
+    pytester.makepyfile(_TEST.format(told=str(told)))
+    # The same QEMU as here: named on this run's command line, or in the environment, or the default.
+    named = [str(word) for word in request.config.invocation_params.args if str(word).startswith("--spapr-qemu")]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *named]
+    with started(command, pytester.path) as process:
+        run = Run(process, int(awaited(told, process)))
+        try:
+            yield run
+        finally:
+            os.close(run.qemu)
+
+
+@contextmanager
+def started(command: list[str], directory: Path) -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen(command, cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def awaited(path: Path, process: subprocess.Popen[str]) -> str:
+    """Return what a file has once it is there; each look waits for the run's end, which would be the wrong thing."""
+    end = time.monotonic() + _SECONDS
+    while not path.exists():
+        try:
+            output, _ = process.communicate(timeout=0.1)
+        except subprocess.TimeoutExpired:
+            assert time.monotonic() < end, "the run started no machine"
+        else:
+            raise AssertionError(output)
+    return path.read_text()
+
+
+def test_killed_it_leaves_no_qemu(run: Run) -> None:
+    run.process.kill()
+    assert run.process.wait(_SECONDS) == -signal.SIGKILL
+    assert run.qemu_ended()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_interrupted_it_leaves_no_qemu(run: Run, number: signal.Signals) -> None:
+    run.process.send_signal(number)
+    output, _ = run.process.communicate(timeout=_SECONDS)
+    assert run.process.returncode != 0, output
+    assert run.qemu_ended()
+
+
+def test_a_qemu_that_is_killed_fails_the_test_at_once_and_says_why(run: Run) -> None:
+    killed = time.monotonic()
+    os.kill(run.qemu_pid, signal.SIGKILL)
+    output, _ = run.process.communicate(timeout=_SECONDS)
+    # The test ends within 2 s; the rest is pytest's report.
+    assert time.monotonic() - killed < 10
+    assert run.process.returncode == pytest.ExitCode.TESTS_FAILED
+    assert f"MachineDied: QEMU (pid {run.qemu_pid}) was killed by SIGKILL" in output
+    assert "1 failed in" in output
