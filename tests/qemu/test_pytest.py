@@ -62,7 +62,10 @@ def run(pytester: pytest.Pytester, request: pytest.FixtureRequest, qemu_build: Q
 
 @contextmanager
 def started(command: list[str], directory: Path) -> Iterator[subprocess.Popen[str]]:
+    # A shell's background job ignores SIGINT, and so would this process; a handler becomes the default in a new program.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen(command, cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        signal.signal(signal.SIGINT, before)
         try:
             yield process
         finally:

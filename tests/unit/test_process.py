@@ -278,7 +278,9 @@ class TestParentDeath:
 
     def test_ignored_signals_are_not_handed_on(self) -> None:
         run = [sys.executable, "-I", "-S", bound.__file__, str(os.getpid()), "grep", "SigIgn", "/proc/self/status"]
-        assert int(subprocess.check_output(run, text=True).split()[1], 16) == 0
+        ignored = int(subprocess.check_output(run, text=True).split()[1], 16)
+        # Python's own two. What was ignored before pytest started, as in a shell's background job, stays so.
+        assert [number for number in (signal.SIGPIPE, signal.SIGXFSZ) if ignored >> (number - 1) & 1] == []
 
 
 @pytest.mark.parametrize(
