@@ -17,14 +17,10 @@ CORE_ADDED: Final = re.compile(r"Successfully added CPU .*drc index: (?P<drc>[0-
 CORE_ADD_FAILED: Final = re.compile(r"pseries-hotplug-cpu: (Failed|Cannot|CPU with drc index)")
 CORE_REMOVAL_BEGAN: Final = re.compile(r"Attempting to remove CPU .*drc index: (?P<drc>[0-9a-f]+)")
 CORE_REMOVAL_FAILED: Final = re.compile(r"pseries-hotplug-cpu: (Failed|Cannot)")
-CORE_REMOVED: Final = re.compile(r"Successfully removed CPU.*drc index: (?P<drc>[0-9a-f]+)")
 LMB_ADDED: Final = re.compile(r"Memory at [0-9a-f]+ \(drc index (?P<drc>[0-9a-f]+)\) was hot-added")
 MEMORY_ADD_FAILED: Final = re.compile(r"Memory (indexed-count|hot|index)-?add failed")
 MEMORY_REMOVAL_BEGAN: Final = re.compile(r"Attempting to hot-remove .*LMB")
 MEMORY_REMOVAL_FAILED: Final = re.compile(r"Memory (indexed-count-remove|hot-remove) failed")
-LMB_REMOVED: Final = re.compile(r"Memory at [0-9a-f]+ \(drc index (?P<drc>[0-9a-f]+)\) was hot-removed")
-#: An event for user space was logged: rtas_errd can read it from now on (hotplug events of PCI and PHB take this way).
-RTAS_EVENT: Final = re.compile(r"RTAS: event: (?P<number>\d+)")
 
 
 def kmsg_text(line: str) -> str:

@@ -10,8 +10,6 @@ from pytest_spapr.timeline import Lane, Record, Timeline
 
 #: A device was put behind the connector.
 ATTACH: Final = "spapr_drc_attach"
-#: The guest finished configure-connector: it knows the device.
-CONFIGURED: Final = "spapr_drc_set_configured"
 #: An unplug waits for the guest. Without this line after ``device_del`` the connector was in its empty state and is released at once.
 AWAITING: Final = "spapr_drc_awaiting_quiesce"
 
