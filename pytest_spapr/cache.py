@@ -182,4 +182,6 @@ def megabytes(size: int) -> str:
 
 
 def _size(directory: Path) -> int:
-    return sum(path.lstat().st_size for path in directory.rglob("*") if not path.is_dir())
+    found = (path.lstat() for path in directory.rglob("*") if not path.is_dir())
+    # A template's memory is a file with holes, which take no blocks (of 512 bytes, stat(2)).
+    return sum(min(one.st_size, one.st_blocks * 512) for one in found)

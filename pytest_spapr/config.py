@@ -7,6 +7,7 @@ reads the process's environment.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from enum import StrEnum
@@ -19,6 +20,10 @@ from pytest_spapr.errors import ConfigError
 
 T = TypeVar("T")
 Keep = Literal["never", "failed", "always"]
+Start = Literal["clone", "boot"]
+
+
+_SIZE = re.compile(r"(?P<number>\d+(\.\d+)?)(?P<suffix>[KMGTkmgt]?)(i?[Bb])?")
 
 
 class Source(StrEnum):
@@ -57,7 +62,7 @@ class Option:
     """
 
     name: str
-    kind: Literal["text", "place", "path", "choice", "flag"]
+    kind: Literal["text", "place", "path", "choice", "flag", "size"]
     help: str
     metavar: str | None = None
     choices: tuple[str, ...] = ()
@@ -110,6 +115,18 @@ OPTIONS = (
         help="accelerator; auto (the default) is KVM where QEMU says that it can, else TCG",
     ),
     Option(
+        name="start",
+        kind="choice",
+        choices=("clone", "boot"),
+        help="how a test gets its machine: a clone of a template that was booted once (the default), or a boot of its own",
+    ),
+    Option(
+        name="template_space",
+        kind="size",
+        metavar="SIZE",
+        help="bytes that templates may take in the cache, with a suffix K, M, G or T; those not used for longest go first. Default: 8G",
+    ),
+    Option(
         name="debian_mirror",
         kind="text",
         metavar="URL",
@@ -138,6 +155,8 @@ class Settings:
     kernel: Setting[Path | None]
     modules: Setting[Path | None]
     accel: Setting[str]
+    start: Setting[Start]
+    template_space: Setting[int]
     debian_mirror: Setting[str | None]
     keep: Setting[Keep]
     artefacts: Setting[Path | None]
@@ -187,6 +206,8 @@ def read(
     }
     defaults: dict[str, Any] = {
         "accel": "auto",
+        "start": "clone",
+        "template_space": parse_size("8G"),
         "keep": "never",
         "offline": False,
         "strict": False,
@@ -218,7 +239,20 @@ def _parse(option: Option, value: Any, base: Path, label: str) -> Any:
             return base / Path(value).expanduser()
         case "place" if "/" in str(value):
             return str(base / Path(value).expanduser())
+        case "size":
+            return parse_size(str(value), f"{label}: ")
     return str(value)
+
+
+def parse_size(text: str, where: str = "") -> int:
+    """Return a size in bytes: ``500M``, ``8G``, or a number of bytes. The suffixes are powers of 1024.
+
+    :param where: who wrote it, for the error. :raises ConfigError: it is none.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ConfigError(f"{where}{text!r} is no size: expected a number with or without K, M, G or T behind it, e.g. 8G.")
+    return int(float(match["number"]) * 1024 ** " KMGT".index(match["suffix"].upper() or " "))
 
 
 def _flag(text: str, label: str) -> bool:

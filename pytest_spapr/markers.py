@@ -36,11 +36,14 @@ _SHAPE: Mapping[str, tuple[tuple[type, ...], str]] = {
     "qemu_args": _WORDS,
     "firmware": _TEXT,
 }
+# How the test gets the machine, not what it is.
+_START = "start"
+_STARTS = ("clone", "boot")
 
 
 def register(config: pytest.Config) -> None:
     """Make the marks known to ``pytest --markers`` and ``--strict-markers``."""
-    keys = ", ".join(f"{key}=" for key in _SHAPE)
+    keys = ", ".join(f"{key}=" for key in (*_SHAPE, _START))
     config.addinivalue_line(
         "markers", f"{MACHINE}({keys}): the machine of the test; sizes in MiB. The closest mark wins, key by key."
     )
@@ -58,7 +61,7 @@ def validate(items: Iterable[pytest.Item]) -> None:
     for item in items:
         try:
             if any(item.iter_markers(MACHINE)):
-                spec(shape(item))
+                spec(start(shape(item), "")[1])
             defects(item)
         except ConfigError as error:
             wrong.append(f"{item.nodeid}: {error}")
@@ -86,6 +89,11 @@ def checked(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     """
     result: dict[str, Any] = {}
     for key, value in values.items():
+        if key == _START and value in _STARTS:
+            result[key] = value
+            continue
+        if key == _START:
+            raise ConfigError(f"{where}: {key} must be one of {', '.join(_STARTS)}, got {value!r}.")
         if key not in _SHAPE:
             raise ConfigError(f"{where} knows no {key!r}. {_allowed()}")
         types, expected = _SHAPE[key]
@@ -98,6 +106,12 @@ def checked(values: Mapping[str, Any], where: str) -> dict[str, Any]:
         else:
             result[key] = value
     return result
+
+
+def start(values: Mapping[str, Any], default: str) -> tuple[str, dict[str, Any]]:
+    """Return how a machine is to be started, ``clone`` or ``boot``, and what is left of the settings: the machine itself."""
+    rest = dict(values)
+    return rest.pop(_START, default), rest
 
 
 def spec(values: Mapping[str, Any]) -> MachineSpec:
@@ -149,4 +163,4 @@ def defect_reason(defect: KnownDefect) -> str:
 
 
 def _allowed() -> str:
-    return f"Allowed: {', '.join(f'{key}=' for key in _SHAPE)}."
+    return f"Allowed: {', '.join(f'{key}=' for key in (*_SHAPE, _START))}."

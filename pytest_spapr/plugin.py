@@ -26,6 +26,7 @@ from pytest_spapr.fixtures import (  # noqa: F401 - pytest finds fixtures among 
     guest_image,
     launch_machine,
     machine,
+    prepare_next,
     qemu_build,
     qmp,
     spapr_accelerator,
@@ -123,10 +124,16 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             markers.expect_defects(item, rig.build(), rig.accelerator())
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    item.config.stash[RIG].next_item = nextitem
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     if case := item.stash.get(CASE, None):
         case.step("the test begins")
+    prepare_next(item.config)
     return (yield)
 
 

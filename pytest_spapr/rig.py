@@ -14,10 +14,12 @@ import pytest
 from pytest_spapr.config import Settings
 from pytest_spapr.errors import SpaprError
 from pytest_spapr.report.summary import Summary
+from pytest_spapr.starts import Starter
 from pytest_spapr.supply import Unavailable, check_recipe, supply_accelerator, supply_build, supply_image
 from pytest_spapr.timeline import Lane, Record, Timeline
 
 if TYPE_CHECKING:
+    from pytest_spapr.ahead import Ahead
     from pytest_spapr.cache import Cache
     from pytest_spapr.images.store import GuestImage
     from pytest_spapr.progress import Progress
@@ -36,13 +38,17 @@ class Rig:
     """One per pytest process, in ``config.stash[RIG]``. Each thing is found or made once; an error stays the same error.
 
     :param run_directory: where this run's artefacts go; made when there is the first.
+    :ivar next_item: the test after the one that runs, where pytest knows it. :ivar ahead: prepares its machine, while a harness lives.
     """
 
     def __init__(self, settings: Settings, run_directory: Path) -> None:
         self.settings = settings
         self.run_directory = run_directory
         self.summary = Summary()
+        self.next_item: pytest.Item | None = None
+        self.ahead: Ahead | None = None
         self._booted = False
+        self._starter: Starter | None = None
         self._build: _Once[QemuBuild] = _Once()
         self._accelerator: _Once[str] = _Once()
         self._image: _Once[GuestImage] = _Once()
@@ -67,6 +73,12 @@ class Rig:
     def image(self, progress: Progress | None = None) -> GuestImage:
         """Return the guest image. :raises SpaprError: see ``supply_image``."""
         return self._image.get(lambda: supply_image(self.settings, self.cache(), progress or _silent()))
+
+    def starter(self) -> Starter:
+        """Return what starts this process's machines."""
+        if self._starter is None:
+            self._starter = Starter(self.cache(), self.settings.template_space.value)
+        return self._starter
 
     def prepare(self, items: Iterable[pytest.Item], progress: Progress) -> bool:
         """Get what these tests need, before the first of them runs; return whether any needs a machine.
@@ -105,6 +117,14 @@ class Rig:
             found.append(f"image {image.name}, Linux {image.kernel_release}")
         return ", ".join(found)
 
+    def template_progress(self, config: pytest.Config) -> AbstractContextManager[Progress]:
+        """Show that a template is being made."""
+        if config.pluginmanager.get_plugin("terminalreporter") is None:
+            return nullcontext(_silent())
+        # It tells what a boot costs.
+        self._booted = True
+        return _template_progress(config)
+
     def boot_progress(self, config: pytest.Config, timeline: Timeline) -> AbstractContextManager[object]:
         """Show how the guest comes up inside the ``with`` block, for the first boot of the run: it tells what the others cost."""
         if self._booted or config.pluginmanager.get_plugin("terminalreporter") is None:
@@ -126,6 +146,14 @@ def progress_past_capture(config: pytest.Config) -> Iterator[Progress]:
         nullcontext() if capture is None else capture.global_and_fixture_disabled(),
         finished(progress_for(sys.stderr)) as progress,
     ):
+        yield progress
+
+
+@contextmanager
+def _template_progress(config: pytest.Config) -> Iterator[Progress]:
+    with progress_past_capture(config) as progress:
+        # pytest stands behind the name of the test's file.
+        sys.stderr.write("\n")
         yield progress
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
@@ -39,7 +39,7 @@ class Lane(StrEnum):
 class Record:
     """One observation.
 
-    :ivar seq: position on the timeline, from 0. :ivar time: seconds since the timeline's start.
+    :ivar seq: position on the timeline, from 0. :ivar time: seconds since the timeline's start, negative for what was adopted.
     :ivar text: one line for people. :ivar data: the same for machines, where there is more to it (e.g. a whole QAPI event).
     """
 
@@ -48,6 +48,11 @@ class Record:
     lane: Lane
     text: str
     data: Mapping[str, Any] | None = None
+
+    @property
+    def event(self) -> str | None:
+        """The name of the QAPI event, if this is one."""
+        return str(self.data["event"]) if self.lane is Lane.EVENT and self.data is not None else None
 
     def __str__(self) -> str:
         return f"{self.time:10.4f}  {self.lane:<8} {self.text}"
@@ -86,6 +91,17 @@ class Timeline:
             for listener in self._listeners:
                 listener(record)
         return record
+
+    def history(self, *lanes: Lane) -> list[Record]:
+        """Return what was observed up to now, of these lanes or of all, at negative times: for a timeline that goes on from here."""
+        now = self._clock() - self._start
+        return [replace(record, time=record.time - now) for record in self.since(0, *lanes)]
+
+    def adopt(self, records: Iterable[Record]) -> None:
+        """Append the :meth:`history` of another timeline, which this one goes on from."""
+        with self._changed:
+            self._records.extend(replace(record, seq=seq) for seq, record in enumerate(records, start=len(self._records)))
+            self._changed.notify_all()
 
     def listen(self, listener: Callable[[Record], None]) -> None:
         """Call ``listener`` for each record from now on, in the thread that made it. It must be quick and must not raise."""

@@ -109,3 +109,9 @@ class Guest:
     def disconnect(self) -> None:
         """Drop the connection; the next command makes a new one."""
         self._ssh.close()
+
+    def rest(self) -> None:
+        """Let the guest come to rest before it is saved as a template."""
+
+    def renew(self) -> None:
+        """Give a clone's guest the host's time and random numbers of its own."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from pytest_spapr.errors import ConfigError
@@ -102,21 +103,33 @@ class MachineSpec:
             )
 
 
-def argv(build: QemuBuild, spec: MachineSpec, image: GuestImage | None, channels: Channels) -> list[str]:
+class Ram(NamedTuple):
+    """A machine's boot memory as a file: a template's, which it writes, or a clone's, which has a private copy of every page it writes."""
+
+    path: Path
+    private: bool
+
+
+def argv(build: QemuBuild, spec: MachineSpec, image: GuestImage | None, channels: Channels, ram: Ram | None = None) -> list[str]:
     """Return the command line of a machine that waits at ``-S``.
 
     :param image: what to boot; None for a machine that stays in its firmware, which has no network either.
-    :param channels: the ends that QEMU inherits.
+    :param channels: the ends that QEMU inherits. :param ram: None for RAM of its own; a private one also waits for a device state.
     :raises ConfigError: the build does not know the machine type, or has no VOF although it was asked for.
     """
-    return [*build.command, *_arguments(build, spec, image, channels)]
+    return [*build.command, *_arguments(build, spec, image, channels, ram)]
 
 
-def _arguments(build: QemuBuild, spec: MachineSpec, image: GuestImage | None, channels: Channels) -> Iterator[str]:
+def _arguments(
+    build: QemuBuild, spec: MachineSpec, image: GuestImage | None, channels: Channels, ram: Ram | None
+) -> Iterator[str]:
     yield from ("-nodefaults", "-no-user-config", "-display", "none", "-S")
     if "-sandbox" in build.features:
         yield from ("-sandbox", _SANDBOX)
-    yield from ("-machine", _machine(build, spec, has_kernel=image is not None))
+    machine = _machine(build, spec, has_kernel=image is not None)
+    yield from ("-machine", f"{machine},memory-backend=ram" if ram else machine)
+    if ram:
+        yield from _ram(spec, ram)
     # thread=single hangs at the removal of a core, in every version.
     yield from ("-accel", "tcg,thread=multi" if spec.accelerator == "tcg" else spec.accelerator)
     yield from ("-cpu", spec.cpu, "-smp", f"{spec.cpus},maxcpus={spec.max_cpus}")
@@ -140,6 +153,14 @@ def _arguments(build: QemuBuild, spec: MachineSpec, image: GuestImage | None, ch
         kernel_args = " ".join((*DEFAULT_KERNEL_ARGS, *spec.kernel_args))
         yield from ("-kernel", str(image.kernel), "-initrd", str(image.initramfs), "-append", kernel_args)
     yield from spec.qemu_args
+
+
+def _ram(spec: MachineSpec, ram: Ram) -> Iterator[str]:
+    path = str(ram.path).replace(",", ",,")
+    share = "off" if ram.private else "on"
+    yield from ("-object", f"memory-backend-file,id=ram,size={spec.memory}M,mem-path={path},share={share}")
+    if ram.private:
+        yield from ("-incoming", "defer")
 
 
 def _machine(build: QemuBuild, spec: MachineSpec, *, has_kernel: bool) -> str:

@@ -154,6 +154,19 @@ class Qmp:
         """Run a line of the human monitor and return what it prints."""
         return str(self.execute("human-monitor-command", {"command-line": line}))
 
+    def give(self, descriptor: int, name: str) -> None:
+        """Give QEMU a copy of a file descriptor, which commands refer to by ``name`` from then on (``getfd``).
+
+        :raises QmpRefused: QEMU did not take it.
+        """
+
+        async def send() -> None:
+            # It travels beside the next message.
+            self._client.send_fd_scm(descriptor)
+
+        self._loop.run(send(), Deadline(self._seconds))
+        self.execute("getfd", {"fdname": name})
+
     def close(self) -> None:
         """Drop the connection."""
         # What a broken connection has to say was said to whoever used it last.

@@ -31,6 +31,8 @@ class Launch:
     """One machine of a test, or the try to start one.
 
     :ivar image: what it boots, if anything. :ivar machine: None while it starts, and when it did not.
+    :ivar how: ``clone``, ``ahead`` (a clone that was prepared during the test before) or ``boot``. :ivar why: why it was booted
+        although a clone was wanted. :ivar seconds: that the test waited for it.
     """
 
     spec: MachineSpec
@@ -38,6 +40,9 @@ class Launch:
     image: GuestImage | None
     timeline: Timeline
     machine: PseriesMachine | None = None
+    how: str = "boot"
+    why: str | None = None
+    seconds: float = 0.0
 
 
 def directory_for(root: Path, nodeid: str) -> Path:

@@ -7,24 +7,28 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from statistics import median
 from typing import Any, TypedDict
 
 from pytest_spapr.report.artefacts import Launch
 
 _TIGHTEST = 3
+_HOWS = {"ahead": "cloned ahead", "clone": "cloned", "boot": "booted"}
 
 
 class Facts(TypedDict):
     """What one test's machines did.
 
-    ``margins``: the waits that used most of their budget, as (what, used seconds, budget seconds).
+    ``starts``: how each machine with a guest was started, and how many seconds the test waited for it. ``whys``: why machines were
+    booted that should have been cloned. ``margins``: the waits that used most of their budget, as (what, used seconds, budget seconds).
     """
 
     qemu: str
     kernel: str
     accel: str
     machines: int
-    booted: int
+    starts: list[tuple[str, float]]
+    whys: list[str]
     outcomes: dict[str, int]
     defects: list[str]
     margins: list[tuple[str, float, float]]
@@ -35,7 +39,6 @@ class Facts(TypedDict):
 def facts(launches: Sequence[Launch]) -> Facts:
     """Return what is known about the machines of a test."""
     machines = [launch.machine for launch in launches if launch.machine is not None]
-    booted = [machine for machine in machines if machine.has_guest]
     kernels = [f"Linux {launch.image.kernel_release}" for launch in launches if launch.image is not None]
     waits = [(margin.what, margin.used, margin.budget) for launch in launches for margin in launch.timeline.margins]
     return Facts(
@@ -43,7 +46,8 @@ def facts(launches: Sequence[Launch]) -> Facts:
         kernel=kernels[0] if kernels else "",
         accel=launches[0].spec.accelerator if launches else "",
         machines=len(launches),
-        booted=len(booted),
+        starts=[(one.how, one.seconds) for one in launches if one.machine is not None and one.machine.has_guest],
+        whys=[one.why for one in launches if one.why is not None],
         outcomes=dict(Counter(str(attempt.outcome) for machine in machines for attempt in machine.attempts)),
         defects=[],
         margins=_tightest(waits),
@@ -57,7 +61,8 @@ class Summary:
 
     def __init__(self) -> None:
         self._machines = 0
-        self._booted = 0
+        self._starts: dict[str, list[float]] = {how: [] for how in _HOWS}
+        self._whys: Counter[str] = Counter()
         self._named: dict[str, Counter[str]] = {"qemu": Counter(), "kernel": Counter(), "accel": Counter()}
         self._outcomes: Counter[str] = Counter()
         self._defects: Counter[str] = Counter()
@@ -68,7 +73,9 @@ class Summary:
     def add(self, one: Facts) -> None:
         """Count one test."""
         self._machines += one["machines"]
-        self._booted += one["booted"]
+        for how, seconds in one["starts"]:
+            self._starts[how].append(seconds)
+        self._whys.update(one["whys"])
         for name, counter in self._named.items():
             if value := str(one[name]):  # type: ignore[literal-required]
                 counter[value] += one["machines"]
@@ -99,7 +106,9 @@ class Summary:
         """
         tested = ", ".join(filter(None, (" and ".join(counter) for counter in self._named.values())))
         rows = [("tested", tested or "no test was finished")]
-        rows.append(("machines", f"{self._machines} started, {self._booted} with a booted guest"))
+        guests = (f"{len(all_)} {_HOWS[how]} in {median(all_):.2f} s" for how, all_ in self._starts.items() if all_)
+        rows.append(("machines", "; ".join([f"{self._machines} started", *guests])))
+        rows.extend(("booted, not cloned", f"{count}: {why}") for why, count in self._whys.items())
         rows.append(("attempts", _counts(self._outcomes) or "none"))
         rows.append(("known defects met", _counts(self._defects) or "none"))
         tight = (f"{what}: {used:.1f} of {budget:.0f} s" for what, used, budget in self._margins)

@@ -25,5 +25,5 @@ def stubbed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A QEMU build and a guest image are at hand, and machines start at once."""
     monkeypatch.setattr(rig, "supply_build", lambda settings, cache, progress: stubs.build())
     monkeypatch.setattr(rig, "supply_image", lambda settings, cache, progress: stubs.image())
-    monkeypatch.setattr(fixtures, "start_machine", stubs.start)
+    monkeypatch.setattr(rig, "Starter", stubs.StubStarter)
     monkeypatch.setattr(fixtures, "harness", stubs.harness)

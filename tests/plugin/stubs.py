@@ -11,6 +11,7 @@ from typing import Any
 from pytest_spapr.errors import MachineDied
 from pytest_spapr.hotplug.attempt import Attempt, Views
 from pytest_spapr.hotplug.outcome import Kind, Outcome, Presence
+from pytest_spapr.starts import Started
 from pytest_spapr.timeline import Lane, Timeline
 
 KERNEL = "6.1.0-50-powerpc64le"
@@ -30,7 +31,7 @@ def build(version: tuple[int, int, int] = (7, 2, 22), accelerators: frozenset[st
 
 
 def image() -> Any:
-    return SimpleNamespace(name="debian-12", kernel_release=KERNEL)
+    return SimpleNamespace(name="debian-12", kernel_release=KERNEL, directory=Path("/somewhere/debian-12"))
 
 
 def attempt(outcome: Outcome, kind: Kind = Kind.CORE) -> Attempt:
@@ -108,6 +109,27 @@ def start(shared: Any, spec: Any, image: Any, timeline: Timeline, *, boot: bool)
     timeline.record(Lane.KERNEL, "Linux version 6.1")
     timeline.record(Lane.QMP, "<- qmp_capabilities")
     return StubMachine(spec, image if boot else None, timeline, shared.build)
+
+
+class StubStarter:
+    """Starts stubs at once, and never has a template."""
+
+    start_stub = staticmethod(start)
+
+    def __init__(self, cache: Any, max_size: int) -> None: ...
+
+    def boot(
+        self, shared: Any, spec: Any, image: Any, timeline: Timeline, *, boot: bool = True, why: str | None = None
+    ) -> Started:
+        machine: Any = self.start_stub(shared, spec, image, timeline, boot=boot)
+        return Started(machine, "boot", why)
+
+    def start(self, shared: Any, spec: Any, image: Any, timeline: Timeline, announce: Any) -> Started:
+        machine: Any = self.start_stub(shared, spec, image, timeline, boot=True)
+        return Started(machine, "clone")
+
+    def clone(self, shared: Any, spec: Any, image: Any, timeline: Timeline) -> None:
+        return None
 
 
 SHARED = SimpleNamespace(build=build())

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from pytest_spapr import fixtures
 from pytest_spapr.hotplug import defects
 from pytest_spapr.hotplug.outcome import Outcome
 from pytest_spapr.report.artefacts import Launch, excerpt
@@ -66,13 +65,11 @@ def test_a_machine_that_does_not_start_leaves_its_files_too(pytester: pytest.Pyt
     def no_boot(shared: object, spec: object, image: object, timeline: object, *, boot: bool) -> None:
         raise BootFailed("the guest did not come up", "init: started")
 
-    monkeypatch.setattr(fixtures, "start_machine", no_boot)
+    monkeypatch.setattr(stubs.StubStarter, "start_stub", staticmethod(no_boot))
     pytester.makepyfile("def test_it(machine): pass")
     result = pytester.runpytest()
     result.assert_outcomes(errors=1)
-    result.stdout.fnmatch_lines(
-        ["tested * QEMU 7.2.22 (Debian 1:7.2), Linux 6.1.0-*, tcg", "machines * 1 started, 0 with a booted guest"]
-    )
+    result.stdout.fnmatch_lines(["tested * QEMU 7.2.22 (Debian 1:7.2), Linux 6.1.0-*, tcg", "machines * 1 started"])
     directory = left(pytester)
     assert {path.name for path in directory.iterdir()} == FILES
     assert "did not start; it was to be MachineSpec(cpus=1" in (directory / "argv.txt").read_text()
@@ -152,7 +149,7 @@ def test_the_summary_counts(pytester: pytest.Pytester) -> None:
         [
             "*= spapr =*",
             "tested * QEMU 7.2.22 (Debian 1:7.2), Linux 6.1.0-50-powerpc64le, tcg",
-            "machines * 3 started, 2 with a booted guest",
+            "machines * 3 started; 2 cloned in *",
             "attempts * 1 refused, 2 removed",
             "known defects met  none",
             "artefacts * (1 test)",
@@ -166,7 +163,7 @@ def test_the_summary_counts_across_workers(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(test_one=FAILS, test_two=FAILS)
     result = pytester.runpytest_subprocess("-n2")
     result.assert_outcomes(failed=2)
-    result.stdout.fnmatch_lines(["machines * 2 started, *", "attempts * 2 refused, 2 removed", "artefacts * (2 tests)"])
+    result.stdout.fnmatch_lines(["machines * 2 started; *", "attempts * 2 refused, 2 removed", "artefacts * (2 tests)"])
     assert len(list((pytester.path / "artefacts").iterdir())) == 1
 
 
@@ -284,7 +281,7 @@ def test_keep(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, keep: 
         machines.append(stubs.start(*args, **shape))  # type: ignore[arg-type]
         return machines[-1]
 
-    monkeypatch.setattr(fixtures, "start_machine", start)
+    monkeypatch.setattr(stubs.StubStarter, "start_stub", staticmethod(start))
     pytester.makepyfile("def test_good(machine): pass\ndef test_bad(machine): assert 0")
     result = pytester.runpytest(f"--spapr-keep={keep}")
     assert " ".join(machine.ended for machine in machines) == ended
@@ -381,7 +378,7 @@ def stub_conftest(pytester: pytest.Pytester) -> None:
 
         rig.supply_build = lambda settings, cache, progress: stubs.build()
         rig.supply_image = lambda settings, cache, progress: stubs.image()
-        fixtures.start_machine = stubs.start
+        rig.Starter = stubs.StubStarter
         fixtures.harness = stubs.harness
         """
     )

@@ -1,0 +1,96 @@
+"""A machine's state on disk: its RAM, which is a file that QEMU maps, and its devices, which QEMU's migration writes.
+
+The capability ``x-ignore-shared`` (QEMU 4.0) leaves RAM that is mapped shared out of the migration stream. What remains is 2 MB. It
+passes through a socket: the one way that all versions have (``file:`` came with 8.2, a plain file behind ``fd:`` is deprecated
+since 9.1, and the sandbox denies ``exec:``).
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from pytest_spapr.deadline import Deadline
+from pytest_spapr.errors import MachineError
+from pytest_spapr.timeline import Record, Timeline
+
+if TYPE_CHECKING:
+    from pytest_spapr.qemu.qmp import Qmp
+
+_CAPABILITIES: Final = {
+    "capabilities": [{"capability": "x-ignore-shared", "state": True}, {"capability": "events", "state": True}]
+}
+_CHANNEL: Final = "state"
+_CHUNK: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A machine at rest. :ivar ram: the file of its RAM, never written to again. :ivar devices: the migration stream without it."""
+
+    ram: Path
+    devices: bytes
+
+
+def save(qmp: Qmp, timeline: Timeline, deadline: Deadline) -> bytes:
+    """Return the device state of a stopped machine whose RAM is a shared mapping; 0.02 s. The machine is of no more use.
+
+    :raises MachineError: QEMU says that the machine cannot be migrated, or gave up.
+    """
+    return _migrate(qmp, timeline, "migrate", _received, deadline)
+
+
+def restore(qmp: Qmp, timeline: Timeline, devices: bytes, deadline: Deadline) -> None:
+    """Give a machine that was started with ``-incoming defer`` its device state; 0.01 s. It is paused then.
+
+    :raises MachineDied: QEMU could not make sense of the state; its last words say why.
+    """
+
+    def send(sock: socket.socket) -> bytes:
+        # A QEMU that ends meanwhile says why itself.
+        with suppress(BrokenPipeError, ConnectionResetError):
+            sock.sendall(devices)
+            sock.shutdown(socket.SHUT_WR)
+        return b""
+
+    _migrate(qmp, timeline, "migrate-incoming", send, deadline)
+
+
+def _migrate(qmp: Qmp, timeline: Timeline, command: str, transfer: Callable[[socket.socket], bytes], deadline: Deadline) -> bytes:
+    qmp.execute("migrate-set-capabilities", _CAPABILITIES)
+    ours, theirs = socket.socketpair()
+    with ours, ThreadPoolExecutor(1, "spapr-state") as pool:
+        with theirs:
+            qmp.give(theirs.fileno(), _CHANNEL)
+        since = timeline.mark()
+        try:
+            qmp.execute(command, {"uri": f"fd:{_CHANNEL}"})
+            transferred = pool.submit(transfer, ours)
+            status = timeline.wait(_ended, since=since, deadline=deadline, what=f"QEMU's {command}")
+        except BaseException:
+            # Ends the transfer too, which the pool waits for.
+            ours.shutdown(socket.SHUT_RDWR)
+            raise
+        if status != "completed":
+            ours.shutdown(socket.SHUT_RDWR)
+            raise MachineError(f"QEMU's {command} {status}: {qmp.execute('query-migrate').get('error-desc', 'no reason given')}")
+        return transferred.result(deadline.remaining)
+
+
+def _ended(record: Record) -> str | None:
+    if record.event != "MIGRATION" or record.data is None:
+        return None
+    status = str(record.data["data"]["status"])
+    return status if status in ("completed", "failed", "cancelled") else None
+
+
+def _received(sock: socket.socket) -> bytes:
+    chunks = []
+    while chunk := sock.recv(_CHUNK):
+        chunks.append(chunk)
+    return b"".join(chunks)

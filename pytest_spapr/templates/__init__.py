@@ -1,0 +1,1 @@
+"""Templates: booted machines at rest on disk, which clones start from in a tenth of a second."""
