@@ -388,14 +388,14 @@ def test_sigterm_ends_the_run_with_its_fixtures_torn_down_and_all_said(pytester:
     stub_conftest(pytester)
     pytester.makepyfile(
         """
-        import time, pytest, pathlib
+        import signal, pytest, pathlib
         @pytest.fixture
         def torn(machine):
             yield
             pathlib.Path("torn-down").touch()
         def test_it(torn):
             print("in the test", flush=True)
-            time.sleep(60)
+            signal.pause()
         """
     )
     with subprocess.Popen(

@@ -24,9 +24,7 @@ _TEST = """
 
     def test_that_waits(launch_machine):
         machine = launch_machine(image=None)
-        part = Path({told!r} + ".part")
-        part.write_text(str(machine.process.pid))
-        part.rename({told!r})
+        Path({told!r}).write_text(str(machine.process.pid))
         machine.timeline.wait(lambda record: None, since=0, deadline=Deadline(600), what="nothing")
     """
 
@@ -48,6 +46,7 @@ class Run:
 @pytest.fixture
 def run(pytester: pytest.Pytester, request: pytest.FixtureRequest, qemu_build: QemuBuild) -> Iterator[Run]:
     told = pytester.path / "qemu.pid"
+    os.mkfifo(told)
     pytester.makepyfile(_TEST.format(told=str(told)))
     # The same QEMU as here: named on this run's command line, or in the environment, or the default.
     named = [str(word) for word in request.config.invocation_params.args if str(word).startswith("--spapr-qemu")]
@@ -72,17 +71,17 @@ def started(command: list[str], directory: Path) -> Iterator[subprocess.Popen[st
             process.kill()
 
 
-def awaited(path: Path, process: subprocess.Popen[str]) -> str:
-    """Return what a file has once it is there; each look waits for the run's end, which would be the wrong thing."""
-    end = time.monotonic() + _SECONDS
-    while not path.exists():
-        try:
-            output, _ = process.communicate(timeout=0.1)
-        except subprocess.TimeoutExpired:
-            assert time.monotonic() < end, "the run started no machine"
-        else:
-            raise AssertionError(output)
-    return path.read_text()
+def awaited(fifo: Path, process: subprocess.Popen[str]) -> str:
+    """Return what is written to a named pipe before the run ends, which would be the wrong thing."""
+    reader, run = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK), os.pidfd_open(process.pid)
+    try:
+        if reader in select.select([reader, run], [], [], _SECONDS)[0]:
+            return os.read(reader, 100).decode()
+    finally:
+        os.close(reader)
+        os.close(run)
+    process.kill()
+    raise AssertionError(f"the run started no machine: {process.communicate()[0]}")
 
 
 def test_killed_it_leaves_no_qemu(run: Run) -> None:
