@@ -93,7 +93,7 @@ class Ssh:
         self._timeline.record(Lane.SSH, f"connected in {time.monotonic() - began:.3f} s")
 
     def run(self, command: str, deadline: Deadline) -> Completed:
-        """Run a shell command as root and return what it did, whatever its status; about 0.1 s under TCG.
+        """Run a shell command as root and return what it did, whatever its status; about 0.02 s under TCG.
 
         :raises DeadlineExpired: the command did not end; the message has what it wrote up to then, its channel is closed.
         :raises SshFailed: the connection broke, or a signal killed the command; whether it took effect is unknown.
@@ -155,6 +155,8 @@ class Ssh:
         import paramiko
 
         sock = socket.create_connection(("127.0.0.1", self.port), timeout=deadline.require("the guest's ssh port"))
+        # A command is a few small messages in a row: each would wait for the acknowledgement of the one before, 40 ms.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._transport = transport = paramiko.Transport(sock)
         _quiet(transport)
         # Public-key arithmetic is what ssh costs under TCG: only curve25519 and ed25519, no ML-KEM, no RSA.

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import paramiko
 import pytest
@@ -229,6 +230,21 @@ class TestDeadlines:
 
 
 class TestConnecting:
+    def test_small_messages_do_not_wait_for_each_other(
+        self, client_key: Path, timeline: Timeline, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        made: list[socket.socket] = []
+        connect = socket.create_connection
+
+        def remembered(*args: Any, **kwargs: Any) -> socket.socket:
+            made.append(connect(*args, **kwargs))
+            return made[-1]
+
+        monkeypatch.setattr(socket, "create_connection", remembered)
+        with connected(echo, client_key, timeline):
+            [connection] = made
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
     def test_another_host_key_is_refused(self, client_key: Path, timeline: Timeline) -> None:
         """Before the client shows its own key."""
         with serving() as server, client_of(server.port, client_key, timeline, pinned=CLIENT.client_public) as ssh:
