@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pytest_spapr.images.store import GuestImage
     from pytest_spapr.machine import Harness
     from pytest_spapr.qemu.argv import MachineSpec
+    from pytest_spapr.slots import Slots
 
 
 class Ahead:
@@ -22,9 +23,10 @@ class Ahead:
     What goes wrong with it is nobody's business: whoever wants a machine then starts one and sees for himself. Used by one thread.
     """
 
-    def __init__(self, starter: Starter, shared: Harness) -> None:
+    def __init__(self, starter: Starter, shared: Harness, slots: Slots) -> None:
         self._starter = starter
         self._shared = shared
+        self._slots = slots
         self._next: _Preparation | None = None
 
     def prepare(self, spec: MachineSpec, image: GuestImage) -> None:
@@ -32,7 +34,7 @@ class Ahead:
         if self._next is not None and not self._next.fits(spec, image):
             self.drop()
         if self._next is None:
-            self._next = _Preparation(self._starter, self._shared, spec, image)
+            self._next = _Preparation(self._starter, self._shared, self._slots, spec, image)
 
     def take(self, spec: MachineSpec, image: GuestImage) -> PseriesMachine | None:
         """Return the machine that was prepared, running, if it is such a one."""
@@ -51,8 +53,9 @@ class Ahead:
 class _Preparation:
     """One machine on its way."""
 
-    def __init__(self, starter: Starter, shared: Harness, spec: MachineSpec, image: GuestImage) -> None:
+    def __init__(self, starter: Starter, shared: Harness, slots: Slots, spec: MachineSpec, image: GuestImage) -> None:
         self._starter = starter
+        self._slots = slots
         self._shared = shared
         self._spec = spec
         self._image = image
@@ -81,6 +84,13 @@ class _Preparation:
             self._machine.close()
 
     def _prepare(self) -> None:
+        # Paused, it needs no slot any more.
+        lease = self._slots.try_take(self._slots.weight(self._spec.cpus, self._spec.memory)) or self._slots.preparation()
+        if lease is not None:
+            with lease:
+                self._start()
+
+    def _start(self) -> None:
         try:
             machine = self._starter.clone(self._shared, self._spec, self._image, Timeline())
             if machine is None:

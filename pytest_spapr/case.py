@@ -56,6 +56,13 @@ class Case:
             raise ExceptionGroup("ending the test's machines", errors)
 
     def _end(self, launch: Launch) -> None:
+        try:
+            self._end_machine(launch)
+        finally:
+            if launch.lease is not None:
+                launch.lease.release()
+
+    def _end_machine(self, launch: Launch) -> None:
         keep = self._keep == "always" or (self._keep == "failed" and "failed" in self._outcomes.values())
         if launch.machine is None:
             return

@@ -21,6 +21,7 @@ from pytest_spapr.errors import ConfigError
 T = TypeVar("T")
 Keep = Literal["never", "failed", "always"]
 Start = Literal["clone", "boot"]
+Firmware = Literal["auto", "vof", "slof"]
 
 
 _SIZE = re.compile(r"(?P<number>\d+(\.\d+)?)(?P<suffix>[KMGTkmgt]?)(i?[Bb])?")
@@ -121,6 +122,12 @@ OPTIONS = (
         help="how a test gets its machine: a clone of a template that was booted once (the default), or a boot of its own",
     ),
     Option(
+        name="firmware",
+        kind="choice",
+        choices=("auto", "vof", "slof"),
+        help="what boots the guest: vof (fast), slof, or auto (the default), which is VOF where QEMU has it",
+    ),
+    Option(
         name="template_space",
         kind="size",
         metavar="SIZE",
@@ -156,6 +163,7 @@ class Settings:
     modules: Setting[Path | None]
     accel: Setting[str]
     start: Setting[Start]
+    firmware: Setting[Firmware]
     template_space: Setting[int]
     debian_mirror: Setting[str | None]
     keep: Setting[Keep]
@@ -207,6 +215,7 @@ def read(
     defaults: dict[str, Any] = {
         "accel": "auto",
         "start": "clone",
+        "firmware": "auto",
         "template_space": parse_size("8G"),
         "keep": "never",
         "offline": False,

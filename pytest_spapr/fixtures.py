@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from enum import Enum
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
 
 import pytest
@@ -18,7 +17,7 @@ from pytest_spapr.case import case_of
 from pytest_spapr.deadline import budgets
 from pytest_spapr.errors import SpaprError
 from pytest_spapr.report.artefacts import Launch
-from pytest_spapr.rig import RIG, Rig
+from pytest_spapr.rig import RIG, Rig, progress_at_need
 from pytest_spapr.supply import Unavailable
 from pytest_spapr.timeline import Timeline
 
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from pytest_spapr.hotplug.pseries import PseriesMachine
     from pytest_spapr.images.store import GuestImage
     from pytest_spapr.machine import Harness
+    from pytest_spapr.progress import Progress
     from pytest_spapr.qemu.argv import MachineSpec
     from pytest_spapr.qemu.build import QemuBuild
     from pytest_spapr.qemu.qmp import Qmp
@@ -97,7 +97,7 @@ def spapr_harness(request: pytest.FixtureRequest, qemu_build: QemuBuild, spapr_a
     """What all machines of the session share."""
     rig = request.config.stash[RIG]
     with harness(qemu_build, spapr_accelerator, keep=rig.settings.keep.value != "never") as shared:
-        ahead = rig.ahead = Ahead(rig.starter(), shared)
+        ahead = rig.ahead = Ahead(rig.starter(), shared, rig.slots())
         try:
             yield shared
         finally:
@@ -114,11 +114,15 @@ def launch_machine(request: pytest.FixtureRequest, spapr_harness: Harness, spapr
 
     def launch(*, image: GuestImage | DefaultImage | None = SESSION_IMAGE, boot: bool = True, **shape: Any) -> PseriesMachine:
         chosen: GuestImage | None = request.getfixturevalue("guest_image") if isinstance(image, DefaultImage) else image
-        how, spec = _wanted(item, rig, spapr_accelerator, markers.checked(shape, "launch_machine()"))
+        wanted = markers.checked(shape, "launch_machine()")
+        how, spec = _wanted(item, rig, spapr_accelerator, wanted, guest=chosen is not None)
         record = Launch(spec, spapr_harness.build, chosen, Timeline())
         case.launches.append(record)
         began = time.monotonic()
-        machine = record.machine = _start(item, spapr_harness, record, how if boot else "boot", boot=boot)
+        with progress_at_need(item.config) as progress:
+            slots = rig.slots()
+            record.lease = slots.take(slots.weight(spec.cpus, spec.memory), progress=progress)
+            machine = record.machine = _start(item, spapr_harness, record, how if boot else "boot", progress, boot=boot)
         record.seconds = time.monotonic() - began
         hook = item.ihook
         machine.observers.append(lambda attempt: hook.pytest_spapr_unplug_finished(machine=machine, attempt=attempt))
@@ -172,20 +176,22 @@ def prepare_next(config: pytest.Config) -> None:
     if rig.ahead is None or item is None or "machine" not in getattr(item, "fixturenames", ()):
         return
     try:
-        how, spec = _wanted(item, rig, rig.accelerator(), {})
+        how, spec = _wanted(item, rig, rig.accelerator(), {}, guest=True)
         if how == "clone":
             rig.ahead.prepare(spec, rig.image())
     except Exception:  # noqa: BLE001 - a bad mark or hook of another test is that test's to tell
         return
 
 
-def _wanted(item: pytest.Item, rig: Rig, accelerator: str, shape: dict[str, Any]) -> tuple[str, MachineSpec]:
+def _wanted(item: pytest.Item, rig: Rig, accelerator: str, shape: dict[str, Any], *, guest: bool) -> tuple[str, MachineSpec]:
     """Return how a test's machine is to be started, and what it is."""
-    how, values = markers.start(markers.shape(item) | shape, rig.settings.start.value)
+    # VOF without a kernel stops the machine.
+    default = {"firmware": rig.settings.firmware.value} if guest else {}
+    how, values = markers.start(default | markers.shape(item) | shape, rig.settings.start.value)
     return how, _with_hook_arguments(item, replace(markers.spec(values), accelerator=accelerator))
 
 
-def _start(item: pytest.Item, shared: Harness, record: Launch, how: str, *, boot: bool) -> PseriesMachine:
+def _start(item: pytest.Item, shared: Harness, record: Launch, how: str, progress: Progress, *, boot: bool) -> PseriesMachine:
     """Start the machine of ``record``, note how it was done, and return it."""
     rig = item.config.stash[RIG]
     if how == "clone" and record.image is not None:
@@ -195,8 +201,7 @@ def _start(item: pytest.Item, shared: Harness, record: Launch, how: str, *, boot
             record.timeline.step(f"machine for {item.nodeid}")
             return machine
         record.timeline.step(f"machine for {item.nodeid}")
-        announce = partial(rig.template_progress, item.config)
-        started = rig.starter().start(shared, record.spec, record.image, record.timeline, announce)
+        started = rig.starter().start(shared, record.spec, record.image, record.timeline, progress)
     else:
         record.timeline.step(f"machine for {item.nodeid}")
         watched = boot and record.image is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pytest_spapr.images.store import GuestImage
     from pytest_spapr.progress import Progress
     from pytest_spapr.qemu.build import QemuBuild
+    from pytest_spapr.slots import Slots
 
 T = TypeVar("T")
 
@@ -49,6 +50,7 @@ class Rig:
         self.ahead: Ahead | None = None
         self._booted = False
         self._starter: Starter | None = None
+        self._slots: Slots | None = None
         self._build: _Once[QemuBuild] = _Once()
         self._accelerator: _Once[str] = _Once()
         self._image: _Once[GuestImage] = _Once()
@@ -117,13 +119,13 @@ class Rig:
             found.append(f"image {image.name}, Linux {image.kernel_release}")
         return ", ".join(found)
 
-    def template_progress(self, config: pytest.Config) -> AbstractContextManager[Progress]:
-        """Show that a template is being made."""
-        if config.pluginmanager.get_plugin("terminalreporter") is None:
-            return nullcontext(_silent())
-        # It tells what a boot costs.
-        self._booted = True
-        return _template_progress(config)
+    def slots(self) -> Slots:
+        """Return what bounds the machines that run at the same time. :raises ConfigError: see ``Slots.of_host``."""
+        if self._slots is None:
+            from pytest_spapr.slots import Slots
+
+            self._slots = Slots.of_host()
+        return self._slots
 
     def boot_progress(self, config: pytest.Config, timeline: Timeline) -> AbstractContextManager[object]:
         """Show how the guest comes up inside the ``with`` block, for the first boot of the run: it tells what the others cost."""
@@ -150,11 +152,42 @@ def progress_past_capture(config: pytest.Config) -> Iterator[Progress]:
 
 
 @contextmanager
-def _template_progress(config: pytest.Config) -> Iterator[Progress]:
-    with progress_past_capture(config) as progress:
+def progress_at_need(config: pytest.Config) -> Iterator[Progress]:
+    """Progress in the middle of a test's set-up, past pytest's capturing, which ends only if there is something to show."""
+    if config.pluginmanager.get_plugin("terminalreporter") is None:
+        yield _silent()
+        return
+
+    def enter() -> Progress:
+        progress = shown.enter_context(progress_past_capture(config))
         # pytest stands behind the name of the test's file.
         sys.stderr.write("\n")
-        yield progress
+        return progress
+
+    with ExitStack() as shown:
+        yield _AtNeed(enter)
+
+
+class _AtNeed:
+    """Progress that is made when it is first used."""
+
+    def __init__(self, make: Callable[[], Progress]) -> None:
+        self._make = make
+        self._progress: Progress | None = None
+
+    def phase(self, text: str) -> None:
+        self._get().phase(text)
+
+    def update(self, done: int, total: int, text: str) -> None:
+        self._get().update(done, total, text)
+
+    def done(self) -> None:
+        self._get().done()
+
+    def _get(self) -> Progress:
+        if self._progress is None:
+            self._progress = self._make()
+        return self._progress
 
 
 @contextmanager

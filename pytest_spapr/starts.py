@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,8 +16,6 @@ if TYPE_CHECKING:
     from pytest_spapr.progress import Progress
     from pytest_spapr.qemu.argv import MachineSpec
     from pytest_spapr.templates.store import Template
-
-Announce = Callable[[], AbstractContextManager["Progress"]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +55,13 @@ class Starter:
 
         return Started(PseriesMachine.start(shared, spec, image, timeline, boot=boot), "boot", why)
 
-    def start(self, shared: Harness, spec: MachineSpec, image: GuestImage, timeline: Timeline, announce: Announce) -> Started:
+    def start(self, shared: Harness, spec: MachineSpec, image: GuestImage, timeline: Timeline, progress: Progress) -> Started:
         """Start a clone; its template is made if need be. Boot the machine where there can be no template.
 
-        :param announce: entered to tell people of a template that is being made.
+        :param progress: told of a template that is being made.
         :raises MachineError: the machine does not come up.
         """
-        template, why = self._template(shared, spec, image, timeline, announce)
+        template, why = self._template(shared, spec, image, timeline, progress)
         if template is None:
             return self.boot(shared, spec, image, timeline, boot=True, why=why)
         return Started(_clone(shared, spec, image, timeline, template), "clone")
@@ -79,7 +75,7 @@ class Starter:
         return None if template is None else _clone(shared, spec, image, timeline, template)
 
     def _template(
-        self, shared: Harness, spec: MachineSpec, image: GuestImage, timeline: Timeline, announce: Announce | None
+        self, shared: Harness, spec: MachineSpec, image: GuestImage, timeline: Timeline, progress: Progress | None
     ) -> tuple[Template | None, str | None]:
         """Return the template, or why there is none."""
         from pytest_spapr.templates import make, store
@@ -90,9 +86,8 @@ class Starter:
                 return None, why
             try:
                 template = self._known(key) or make.existing(self._cache, key, spec)
-                if template is None and announce is not None:
-                    with announce() as progress:
-                        template = make.obtain(self._cache, shared, spec, image, progress, timeline)
+                if template is None and progress is not None:
+                    template = make.obtain(self._cache, shared, spec, image, progress, timeline)
                     store.trim(self._cache, self._max_size)
             except store.NoTemplate as error:
                 self._without[key] = str(error)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pytest_spapr.images.store import GuestImage
     from pytest_spapr.qemu.argv import MachineSpec
     from pytest_spapr.qemu.build import QemuBuild
+    from pytest_spapr.slots import Lease
 
 _SLUG_LENGTH = 80
 _DMESG_SECONDS = 10.0
@@ -32,7 +33,7 @@ class Launch:
 
     :ivar image: what it boots, if anything. :ivar machine: None while it starts, and when it did not.
     :ivar how: ``clone``, ``ahead`` (a clone that was prepared during the test before) or ``boot``. :ivar why: why it was booted
-        although a clone was wanted. :ivar seconds: that the test waited for it.
+        although a clone was wanted. :ivar seconds: that the test waited for it. :ivar lease: the slots that it runs on.
     """
 
     spec: MachineSpec
@@ -43,6 +44,7 @@ class Launch:
     how: str = "boot"
     why: str | None = None
     seconds: float = 0.0
+    lease: Lease | None = None
 
 
 def directory_for(root: Path, nodeid: str) -> Path:

@@ -124,7 +124,7 @@ class StubStarter:
         machine: Any = self.start_stub(shared, spec, image, timeline, boot=boot)
         return Started(machine, "boot", why)
 
-    def start(self, shared: Any, spec: Any, image: Any, timeline: Timeline, announce: Any) -> Started:
+    def start(self, shared: Any, spec: Any, image: Any, timeline: Timeline, progress: Any) -> Started:
         machine: Any = self.start_stub(shared, spec, image, timeline, boot=True)
         return Started(machine, "clone")
 
