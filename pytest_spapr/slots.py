@@ -21,6 +21,7 @@ import tempfile
 import threading
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -71,12 +72,14 @@ class Slots:
     """The slots of one user on one host; one object per process.
 
     :param directory: where the lock files are. :param count: how many slots there are. :param mib: the memory of each, in MiB.
+    :param patience: seconds that a wait may last before it is news.
     """
 
-    def __init__(self, directory: Path, count: int, mib: int) -> None:
+    def __init__(self, directory: Path, count: int, mib: int, *, patience: float = 1.0) -> None:
         self.count = count
         self.mib = mib
         self._directory = directory
+        self._patience = patience
         self._slots = [f"{_SLOT}{number}" for number in range(count)]
         self._leases: list[Lease] = []
         self._taking = threading.Lock()
@@ -107,7 +110,7 @@ class Slots:
 
         An error or Ctrl-C during the wait leaves nothing held. Threads take turns.
 
-        :param progress: told when a wait begins; ending that phase is the caller's.
+        :param progress: told of a wait that lasts; ending that phase is the caller's.
         :raises DeadlineExpired: naming who holds slots. :raises ConfigError: a lock file cannot be opened.
         """
         deadline = deadline or Deadline(_FOREVER)
@@ -117,8 +120,8 @@ class Slots:
             holding = self._holding()
             if lease := self._now(weight, queue=not holding) or (self._shared() if holding else None):
                 return self._noted(lease)
-            (progress or NullProgress()).phase(f"waiting for {self._wanted(weight)}, {self._holders()}")
-            return self._noted(self._beyond(weight, deadline) if holding else self._queue(weight, deadline))
+            wait = _Wait(weight, deadline, deadline.sooner(self._patience), progress or NullProgress())
+            return self._noted(self._beyond(wait) if holding else self._queue(wait))
         finally:
             self._taking.release()
 
@@ -148,15 +151,15 @@ class Slots:
                 return None
             return slots.lease() if slots.fill(self._directory, self._slots) else None
 
-    def _queue(self, weight: int, deadline: Deadline) -> Lease:
-        with _Collection(1) as gate, _Collection(weight) as slots:
-            self._await(gate, [_GATE], weight, deadline)
-            self._await(slots, self._slots, weight, deadline)
+    def _queue(self, wait: _Wait) -> Lease:
+        with _Collection(1) as gate, _Collection(wait.weight) as slots:
+            self._await(gate, [_GATE], wait)
+            self._await(slots, self._slots, wait)
             return slots.lease()
 
-    def _beyond(self, weight: int, deadline: Deadline) -> Lease:
+    def _beyond(self, wait: _Wait) -> Lease:
         with _Collection(1) as permission:
-            self._await(permission, [_BEYOND], weight, deadline)
+            self._await(permission, [_BEYOND], wait)
             return permission.lease()
 
     def _holding(self) -> bool:
@@ -171,7 +174,7 @@ class Slots:
         self._leases.append(lease)
         return lease
 
-    def _await(self, collection: _Collection, names: Iterable[str], weight: int, deadline: Deadline) -> None:
+    def _await(self, collection: _Collection, names: Iterable[str], wait: _Wait) -> None:
         """Have a helper thread block on each of the lock files until the collection is complete.
 
         A thread that gets its lock later gives it back at once; one that still waits for an earlier collection is used again.
@@ -182,8 +185,13 @@ class Slots:
                 blocked = name in self._blocked
             if not blocked:
                 threading.Thread(target=self._block, args=(name,), name=f"spapr-{name}", daemon=True).start()
-        if not collection.wait(deadline):
-            raise self._expired(weight, deadline)
+        if collection.wait(wait.quiet):
+            return
+        if not wait.told:
+            wait.told = True
+            wait.progress.phase(f"waiting for {self._wanted(wait.weight)}, {self._holders()}")
+        if not collection.wait(wait.deadline):
+            raise self._expired(wait.weight, wait.deadline)
 
     def _block(self, name: str) -> None:
         lock, error = None, None
@@ -214,6 +222,17 @@ class Slots:
         return f"held by {'process' if len(pids) == 1 else 'processes'} {', '.join(map(str, pids))}" if pids else "held by others"
 
 
+@dataclass(slots=True)
+class _Wait:
+    """One call of take() that has to wait. :ivar quiet: until then nobody is told."""
+
+    weight: int
+    deadline: Deadline
+    quiet: Deadline
+    progress: Progress
+    told: bool = False
+
+
 class _Lock:
     """An open lock file. Python closes its descriptor in new programs, and the hook below in forks."""
 
@@ -229,6 +248,7 @@ class _Lock:
             except OSError as error:
                 raise ConfigError(f"cannot open the lock file {path}: {error.strerror}. {_RELOCATE}") from error
         self._descriptor = descriptor
+        self._signed = False
         self.live.add(self)
 
     @property
@@ -250,6 +270,7 @@ class _Lock:
 
     def sign(self) -> None:
         """Say in the file who holds the lock. It is only for people: a full disk is no reason to fail."""
+        self._signed = True
         with suppress(OSError):
             os.pwrite(self._descriptor, f"{os.getpid():<{_PID_WIDTH}}\n".encode(), 0)
 
@@ -259,6 +280,9 @@ class _Lock:
             descriptor, self._descriptor = self._descriptor, -1
             self.live.discard(self)
             if descriptor >= 0:
+                if self._signed:
+                    with suppress(OSError):
+                        os.ftruncate(descriptor, 0)
                 os.close(descriptor)
 
     @classmethod

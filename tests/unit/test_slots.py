@@ -38,7 +38,7 @@ _CHILD = """
         def phase(self, text):
             say(text)
 
-    slots = Slots(Path(sys.argv[1]), int(sys.argv[2]), 1024)
+    slots = Slots(Path(sys.argv[1]), int(sys.argv[2]), 1024, patience=0)
     """
 
 
@@ -124,7 +124,7 @@ Make = Callable[..., Slots]
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
     """Each call makes the slots of one more process, as far as the lock files can tell."""
-    return lambda count=2: Slots(tmp_path, count, 1024)
+    return lambda count=2, patience=0.0: Slots(tmp_path, count, 1024, patience=patience)
 
 
 @pytest.fixture
@@ -227,6 +227,22 @@ class TestTaking:
         heard = Heard()
         make().take(2, progress=heard).release()
         assert heard.said == []
+
+    def test_a_short_wait_is_no_news(self, make: Make) -> None:
+        lease, heard = make().take(2), Heard()
+        threading.Timer(0.01, lease.release).start()
+        make(patience=SECONDS).take(1, progress=heard).release()
+        assert heard.said == []
+
+    def test_who_gave_all_back_holds_nothing(self, make: Make, child: Callable[..., Child]) -> None:
+        make().take(2).release()
+        holder = child(HOLDER, weight=2)
+        assert holder.says() == "has 2"
+        with pytest.raises(DeadlineExpired, match=f"held by process {holder.process.pid}$"):
+            make().take(1, deadline=Deadline(0))
+        holder.goes_on()
+        assert holder.says() == "gave"
+        assert make()._holders() == "held by others"
 
     def test_a_deadline_ends_a_wait_and_leaves_nothing(self, make: Make) -> None:
         mine, others = make(), make()
@@ -525,4 +541,4 @@ class TestDirectories:
             collection = module._Collection(1)
             slots._directory = tmp_path / "gone"
             with pytest.raises(ConfigError, match="cannot open the lock file"):
-                slots._await(collection, ["slot-0"], 1, Deadline(SECONDS))
+                slots._await(collection, ["slot-0"], module._Wait(1, Deadline(SECONDS), Deadline(0), NullProgress()))
