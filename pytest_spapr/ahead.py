@@ -40,8 +40,10 @@ class Ahead:
         """Return the machine that was prepared, running, if it is such a one."""
         if self._next is None or not self._next.fits(spec, image):
             return None
-        prepared, self._next = self._next, None
-        return prepared.take()
+        machine = self._next.take()
+        # Not before: Ctrl-C during the wait leaves it to be dropped.
+        self._next = None
+        return machine
 
     def drop(self) -> None:
         """End what was prepared and not taken."""

@@ -43,6 +43,45 @@ def test_the_factory_wins_over_marks(pytester: pytest.Pytester) -> None:
 
 
 @pytest.mark.parametrize(
+    ("options", "marked", "hows"),
+    [
+        ((), "", "clone clone boot"),
+        (("--spapr-start=boot",), "", "boot clone boot"),
+        ((), "start='boot'", "boot clone boot"),
+        (("--spapr-start=boot",), "start='clone'", "clone clone boot"),
+    ],
+)
+def test_how_a_machine_is_started(pytester: pytest.Pytester, options: tuple[str, ...], marked: str, hows: str) -> None:
+    pytester.makepyfile(
+        f"""
+        import pytest
+        from pytest_spapr.case import CASE
+
+        @pytest.mark.spapr({marked})
+        def test_it(request, machine, launch_machine):
+            launch_machine(start="clone")
+            launch_machine(start="boot")
+            assert " ".join(launch.how for launch in request.node.stash[CASE].launches) == {hows!r}
+        """
+    )
+    pytester.runpytest(*options).assert_outcomes(passed=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "shape", "firmware"),
+    [
+        ((), "", "auto"),
+        (("--spapr-firmware=slof",), "", "slof"),
+        (("--spapr-firmware=slof",), "firmware='vof'", "vof"),
+        (("--spapr-firmware=vof",), "image=None", "auto"),
+    ],
+)
+def test_which_firmware_boots(pytester: pytest.Pytester, options: tuple[str, ...], shape: str, firmware: str) -> None:
+    pytester.makepyfile(f"def test_it(launch_machine): assert launch_machine({shape}).spec.firmware == {firmware!r}")
+    pytester.runpytest(*options).assert_outcomes(passed=1)
+
+
+@pytest.mark.parametrize(
     ("mark", "words"),
     [
         ("spapr(cores=2)", "@pytest.mark.spapr knows no 'cores'. Allowed: cpus=, max_cpus=, memory=, *"),
@@ -53,6 +92,7 @@ def test_the_factory_wins_over_marks(pytester: pytest.Pytester) -> None:
         ("spapr(cpus=9, max_cpus=8)", "*max_cpus*"),
         ("spapr(memory=100)", "*memory=100*"),
         ("spapr(firmware='bios')", "*firmware*"),
+        ("spapr(start='copy')", "@pytest.mark.spapr: start must be one of clone, boot, got 'copy'."),
         ("spapr_defect('no-such')", "@pytest.mark.spapr_defect names the unknown defect 'no-such'. Known: *tcg-core-removal*"),
         ("spapr_defect", "@pytest.mark.spapr_defect takes exactly one argument, the id of a known defect."),
     ],

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pytest_spapr.errors import ConfigError
-from pytest_spapr.qemu.argv import DEFAULT_KERNEL_ARGS, Channels, MachineSpec, argv
+from pytest_spapr.qemu.argv import DEFAULT_KERNEL_ARGS, Channels, MachineSpec, Ram, argv
 from pytest_spapr.qemu.build import QemuBuild
 
 BUILD = QemuBuild(
@@ -28,7 +28,7 @@ BUILD = QemuBuild(
     devices=frozenset(),
     sha256="",
 )
-CHANNELS = Channels(qmp=10, console=11, kernel=12, service=13)
+CHANNELS = Channels(qmp=10, console=11, kernel=12, service=13, shell=14)
 IMAGE: Any = SimpleNamespace(kernel=Path("/i/vmlinux"), initramfs=Path("/i/initramfs.cpio"))
 
 
@@ -62,12 +62,23 @@ def test_the_whole_line() -> None:
         *("-chardev", "socket,id=console,fd=11", "-device", "spapr-vty,chardev=console"),
         *("-chardev", "socket,id=kernel,fd=12", "-device", "spapr-vty,chardev=kernel"),
         *("-chardev", "socket,id=service,fd=13", "-device", "spapr-vty,chardev=service"),
+        *("-chardev", "socket,id=shell,fd=14", "-device", "spapr-vty,chardev=shell"),
         *("-trace", "spapr_drc_*", "-trace", "-spapr_drc_realize*", "-trace", "-spapr_drc_reset"),
         *("-netdev", "user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:0-:22"),
         *("-device", "virtio-net-pci,netdev=net,romfile=,bus=pci.0,addr=0x0"),
         *("-kernel", "/i/vmlinux", "-initrd", "/i/initramfs.cpio"),
         *("-append", f"console=hvc0 loglevel=4 panic=0 {dyndbg}"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("private", "share", "incoming"), [(False, "on", []), (True, "off", ["defer"])], ids=["template", "clone"]
+)
+def test_memory_in_a_file(private: bool, share: str, incoming: list[str]) -> None:
+    line = argv(BUILD, MachineSpec(memory=512), IMAGE, CHANNELS, Ram(Path("/t/a,b"), private))
+    assert values("-machine", line) == ["pseries,x-vof=on,memory-backend=ram"]
+    assert values("-object", line) == [f"memory-backend-file,id=ram,size=512M,mem-path=/t/a,,b,share={share}"]
+    assert values("-incoming", line) == incoming
 
 
 def test_without_an_image_there_is_no_kernel_and_no_network() -> None:

@@ -76,6 +76,24 @@ def test_flags(text: str, value: bool) -> None:
     assert read(environment={"SPAPR_OFFLINE": text}).offline.value is value
 
 
+@pytest.mark.parametrize(
+    ("text", "size"), [("0", 0), ("1000", 1000), ("2K", 2048), ("1.5m", 3 << 19), ("8G", 8 << 30), ("1TiB", 1 << 40), (" 3 ", 3)]
+)
+def test_sizes(text: str, size: int) -> None:
+    assert read(environment={"SPAPR_TEMPLATE_SPACE": text}).template_space.value == size
+
+
+@pytest.mark.parametrize("text", ["many", "-1", "1X", "G", "1,5G", "1e9"])
+def test_a_size_that_is_none_is_named(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"--spapr-template-space=.*: '.*' is no size: expected a number .* e\.g\. 8G"):
+        read({"template_space": text})
+
+
+def test_how_machines_start_by_default() -> None:
+    settings = read()
+    assert (settings.start.value, settings.firmware.value, settings.template_space.value) == ("clone", "auto", 8 << 30)
+
+
 def test_a_flag_that_is_neither_yes_nor_no_is_named() -> None:
     with pytest.raises(ConfigError, match=r"SPAPR_OFFLINE=perhaps: must be yes or no"):
         read(environment={"SPAPR_OFFLINE": "perhaps"})

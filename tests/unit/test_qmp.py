@@ -147,6 +147,21 @@ def test_a_refusal(bench: Bench) -> None:
     assert qmp.execute("query-status")
 
 
+def test_a_descriptor_is_given_with_its_name(bench: Bench) -> None:
+    qmp = bench.connect(getfd=[{"return": {}}])
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        qmp.give(theirs.fileno(), "state")
+    assert bench.timeline.since(0, Lane.QMP)[-2].text == '-> getfd {"fdname": "state"}'
+
+
+def test_a_descriptor_that_is_not_taken(bench: Bench) -> None:
+    qmp = bench.connect(getfd=[{"error": ["GenericError", "No file descriptor supplied via SCM_RIGHTS"]}])
+    ours, theirs = socket.socketpair()
+    with ours, theirs, pytest.raises(QmpRefused, match="No file descriptor supplied"):
+        qmp.give(theirs.fileno(), "state")
+
+
 def test_commands_from_many_threads(bench: Bench) -> None:
     qmp = bench.connect()
     answers: list[Any] = []

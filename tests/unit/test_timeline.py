@@ -78,6 +78,32 @@ class TestRecords:
         timeline.step("two")
         assert heard == ["one", "ONE", "two", "TWO"]
 
+    def test_one_that_goes_on_from_another_begins_with_its_history(self) -> None:
+        now = 10.0
+        before = Timeline(clock=lambda: now)
+        for lane, seconds in ((Lane.KERNEL, 11.0), (Lane.QMP, 12.0), (Lane.SERVICE, 13.0)):
+            now = seconds
+            before.record(lane, str(lane))
+        now = 14.0
+        after = Timeline(clock=lambda: now)
+        after.step("first")
+        after.adopt(before.history(Lane.KERNEL, Lane.SERVICE))
+        after.step("last")
+        assert [(record.seq, record.time, record.text) for record in after.since()] == [
+            (0, 0.0, "first"),
+            (1, -3.0, "kernel"),
+            (2, -1.0, "service"),
+            (3, 0.0, "last"),
+        ]
+        assert [record.time for record in before.since()] == [1.0, 2.0, 3.0]
+
+    def test_only_an_event_has_an_events_name(self) -> None:
+        timeline = Timeline()
+        data = {"event": "STOP"}
+        assert timeline.record(Lane.EVENT, "STOP", data).event == "STOP"
+        assert timeline.record(Lane.QMP, "STOP", data).event is None
+        assert timeline.record(Lane.EVENT, "STOP").event is None
+
     def test_many_writers_lose_nothing(self) -> None:
         timeline = Timeline()
         writers, each = 16, 500
