@@ -18,8 +18,9 @@ CI can tell a broken contract from broken infrastructure.
     │   ├── MachineDied       QEMU ended while it was needed
     │   └── BootFailed        the guest did not come up
     ├── QmpRefused            QEMU answered a command with an error
-    └── GuestError            the guest seen through ssh
+    └── GuestError            the guest seen through its shells
         ├── SshFailed         no connection, wrong host key, connection lost
+        ├── ShellFailed       no answer from the guest's console shell
         └── CommandFailed     a guest command ended with another status than 0
 """
 
@@ -122,11 +123,15 @@ class QmpRefused(SpaprError):
 
 
 class GuestError(SpaprError):
-    """The guest, seen through ssh."""
+    """The guest, seen through ssh or its console shell."""
 
 
 class SshFailed(GuestError):
     """The ssh connection could not be made or was lost; whether a running command took effect is unknown."""
+
+
+class ShellFailed(GuestError):
+    """The guest's console shell does not answer or ended; whether a command in it took effect is unknown."""
 
 
 class CommandFailed(GuestError):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, Self
 from pytest_spapr.deadline import Budgets, Deadline
 from pytest_spapr.errors import BuildError, DeadlineExpired, LaunchFailed, MachineDied, MachineError
 from pytest_spapr.guest.boot import await_ready
+from pytest_spapr.guest.console import ConsoleShell
 from pytest_spapr.guest.guest import Guest
 from pytest_spapr.guest.kernel_log import kmsg_text
 from pytest_spapr.guest.ssh import Ssh
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 _SSH_FORWARD: Final = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(?P<port>\d+)\s+\S+\s+22\b")
 _QUIT_SECONDS: Final = 5.0
 _JOIN_SECONDS: Final = 5.0
-_HALTS: Final = ("GUEST_PANICKED", "SHUTDOWN")
 # They were written before the monitor greeted; this is for the thread that reads them.
 _TRACE_SECONDS: Final = 5.0
 
@@ -66,6 +66,7 @@ class Machine:
         self.process: QemuProcess
         self._harness = harness
         self._guest: Guest | None = None
+        self._shell: ConsoleShell
         self._resources = ExitStack()
 
     @classmethod
@@ -267,13 +268,15 @@ class Machine:
     def _launch(self, ram: Ram | None) -> None:
         with ExitStack() as made:
             ours, theirs = {}, {}
-            for name in ("qmp", "console", "kernel", "service"):
+            for name in ("qmp", "console", "kernel", "service", "shell"):
                 ours[name], theirs[name] = socket.socketpair()
                 made.callback(theirs[name].close)
             channels = Channels(**{name: end.fileno() for name, end in theirs.items()})
             for name, hear in (("console", self._hear_console), ("kernel", self._hear_kernel), ("service", self._hear_service)):
                 # The reader ends when QEMU closes its end; its last lines belong to the timeline.
                 self._resources.callback(LineReader(ours[name].detach(), hear, name=name).join, _JOIN_SECONDS)
+            self._shell = ConsoleShell(ours["shell"], self.timeline)
+            self._resources.callback(self._shell.close)
             self._resources.callback(ours["qmp"].close)
             self.process = QemuProcess(
                 argv(self.build, self.spec, self.image, channels, ram),
@@ -331,14 +334,9 @@ class Machine:
         if forward is None:
             raise MachineError(f"QEMU forwards no port to the guest's ssh, `info usernet` says:\n{listing}")
         ssh = Ssh(port=int(forward["port"]), client_key=image.client_key, host_key=image.host_key, timeline=self.timeline)
-        guest = Guest(ssh, self.timeline, self.budgets, kernel_release=image.kernel_release, running=self._is_running)
-
-        def hear(record: Record) -> None:
-            # QEMU keeps a halted machine as it is, its network included: only a deadline would end the wait for an answer.
-            if record.event in _HALTS:
-                guest.hang_up()
-
-        self.timeline.listen(hear)
+        shell = self._shell if image.console_shell else None
+        guest = Guest(ssh, shell, self.timeline, self.budgets, kernel_release=image.kernel_release, running=self._is_running)
+        self.timeline.listen(guest.hear)
         return guest
 
     def _is_running(self) -> bool:

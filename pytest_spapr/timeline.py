@@ -32,6 +32,7 @@ class Lane(StrEnum):
     KERNEL = "kernel"  #: the guest's kernel log
     SERVICE = "service"  #: rtas_errd, drmgr and the guest's init
     SSH = "ssh"  #: guest commands
+    SHELL = "shell"  #: what the plugin itself asks of the guest
     STEP = "step"  #: what the test and the plugin did
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from testinfra.backend.base import BaseBackend, CommandResult
 from testinfra.host import Host
 
-from pytest_spapr.guest.ssh import Completed
+from pytest_spapr.guest.completed import Completed
 
 
 class GuestBackend(BaseBackend):  # type: ignore[misc]  # testinfra is not typed

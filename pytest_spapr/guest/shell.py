@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from pytest_spapr.guest.ssh import Completed
+from pytest_spapr.guest.completed import Completed
 
 
 class Shell(Protocol):

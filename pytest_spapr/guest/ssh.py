@@ -9,45 +9,22 @@ import shlex
 import socket
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from pytest_spapr.deadline import Deadline
-from pytest_spapr.errors import CommandFailed, DeadlineExpired, SshFailed
+from pytest_spapr.errors import DeadlineExpired, SshFailed
+from pytest_spapr.guest.completed import Completed, await_death_notice, record_answer, record_command
 from pytest_spapr.timeline import Lane, Timeline
 
 if TYPE_CHECKING:
     import paramiko
 
-# How long a lost connection waits for the news that QEMU itself is gone, which is the better explanation.
-_DEATH_NOTICE: Final = 2.0
 _CHUNK: Final = 65536
 _TAIL: Final = 500
-# Of what a command wrote, on the timeline.
-_SHOWN: Final = 200
 _LOG: Final = "pytest_spapr.ssh"
 # paramiko's word for a channel that closed without one; dropbear reports a signal in a message that paramiko does not read.
 _NO_STATUS: Final = -1
-
-
-@dataclass(frozen=True, slots=True)
-class Completed:
-    """A guest command that ended. :ivar status: exit status. :ivar stdout: :ivar stderr: all it wrote, as text."""
-
-    command: str
-    status: int
-    stdout: str
-    stderr: str
-
-    def check(self) -> Completed:
-        """Return itself.
-
-        :raises CommandFailed: when the status is not 0.
-        """
-        if self.status != 0:
-            raise CommandFailed(self.command, self.status, self.stdout, self.stderr)
-        return self
 
 
 class Ssh:
@@ -103,7 +80,7 @@ class Ssh:
 
         if self._transport is None:
             raise SshFailed("not connected to the guest")
-        self._timeline.record(Lane.SSH, f"$ {_printable(command)}")
+        record_command(self._timeline, Lane.SSH, command)
         began = time.monotonic()
         output = _Output()
         try:
@@ -129,8 +106,7 @@ class Ssh:
                 else f"`{command}` ended without an exit status: in the guest, it was killed by a signal"
             )
         done = Completed(command, status, output.stdout, output.stderr)
-        words = _printable((done.stdout + done.stderr).strip()[:_SHOWN].replace("\n", " | "))
-        self._timeline.record(Lane.SSH, f"= {status} in {time.monotonic() - began:.3f} s" + (f": {words}" if words else ""))
+        record_answer(self._timeline, Lane.SSH, done, time.monotonic() - began)
         return done
 
     def close(self) -> None:
@@ -177,10 +153,7 @@ class Ssh:
 
     def _lost(self, message: str) -> SshFailed:
         """Return the error to raise; raises the reason of QEMU's death instead where there is one."""
-        with contextlib.suppress(DeadlineExpired):
-            self._timeline.wait(
-                lambda _: None, since=self._timeline.mark(), deadline=Deadline(_DEATH_NOTICE), what="news of QEMU's end"
-            )
+        await_death_notice(self._timeline)
         return SshFailed(message)
 
 
@@ -255,8 +228,3 @@ def _quiet(transport: paramiko.Transport) -> None:
 
 def _text(parts: list[bytes]) -> str:
     return b"".join(parts).decode(errors="replace")
-
-
-def _printable(text: str) -> str:
-    """Return the text as one line that harms no terminal."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)

@@ -100,7 +100,7 @@ def with_kernel(image: GuestImage, vmlinux: Path, modules: Path | None, cache: C
         if not (entry / store.MANIFEST).exists():
             files = {name: (image.directory / name).read_bytes() for name in (store.CLIENT_KEY, store.HOST_KEY)}
             facts = {
-                **{name: image.manifest[name] for name in ("recipe", "packages", "wanted_modules")},
+                **{name: image.manifest[name] for name in ("recipe", "packages", "wanted_modules", "console_shell")},
                 "name": f"{image.name}+{release}",
                 "kernel_release": release,
                 "page_size": None,
@@ -132,6 +132,7 @@ def _build(recipe: Recipe, cache: Cache, mirror: str, progress: Progress, again:
         "packages": {package.name: package.version for package in sorted(debs, key=lambda package: package.name)},
         "modules": list(chosen),
         "wanted_modules": list(recipe.modules),
+        "console_shell": recipe.console_shell,
     }
     files = {
         store.VMLINUX: vmlinux,

@@ -34,6 +34,7 @@ class Recipe:
     :ivar packages: where programs and libraries come from; nothing that they depend on is added.
     :ivar programs: path in the guest -> path in a package; their libraries are found.
     :ivar applets: names that busybox answers to. :ivar modules: kernel modules to load, in order; dependencies are found.
+    :ivar console_shell: the init keeps a shell on hvc3 for the plugin (``guest/console.py``).
     :ivar digest: SHA256 of all that the recipe's author wrote.
     """
 
@@ -50,6 +51,7 @@ class Recipe:
     links: Mapping[str, str]
     files: tuple[File, ...]
     modules: tuple[str, ...]
+    console_shell: bool
     digest: str
 
     @property
@@ -116,6 +118,7 @@ def _checked(table: dict[str, Any], text: str, path: Path) -> Recipe:
         links=reader.mapping("links"),
         files=files,
         modules=reader.strings("modules"),
+        console_shell=reader.boolean("console_shell"),
         digest=digest.hexdigest(),
     )
     reader.finish()
@@ -134,6 +137,12 @@ class _Reader:
         value = self._value(key)
         if not isinstance(value, str):
             raise ImageError(f"{self._path}: {key} must be a string, not {value!r}")
+        return value
+
+    def boolean(self, key: str) -> bool:
+        value = self._value(key)
+        if not isinstance(value, bool):
+            raise ImageError(f"{self._path}: {key} must be true or false, not {value!r}")
         return value
 
     def strings(self, key: str) -> tuple[str, ...]:

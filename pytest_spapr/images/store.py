@@ -11,7 +11,7 @@ from typing import Any
 from pytest_spapr.debian.apt import file_sha256
 from pytest_spapr.errors import ImageError, VerificationError
 
-FORMAT = 1
+FORMAT = 2
 KIND = "images"
 MANIFEST, VMLINUX, INITRAMFS, CLIENT_KEY, HOST_KEY = "image.json", "vmlinux", "initramfs.cpio", "client_key", "host_key.pub"
 FILES = (VMLINUX, INITRAMFS, CLIENT_KEY, HOST_KEY)
@@ -24,7 +24,7 @@ class GuestImage:
     :ivar page_size: bytes; None when the kernel is the user's own and does not say. :ivar client_key: private key for root, OpenSSH
         format. :ivar host_key: the guest's public key, ``ssh-ed25519 AAAA...``. :ivar packages: name -> version.
     :ivar modules: kernel modules in the initramfs, in the order in which they are loaded.
-    :ivar manifest: all of image.json.
+    :ivar console_shell: the guest's init keeps a shell on hvc3 for the plugin. :ivar manifest: all of image.json.
     """
 
     name: str
@@ -37,6 +37,7 @@ class GuestImage:
     host_key: str
     packages: Mapping[str, str]
     modules: tuple[str, ...]
+    console_shell: bool
     manifest: Mapping[str, Any]
 
 
@@ -71,6 +72,7 @@ def open_image(directory: Path) -> GuestImage:
             host_key=(directory / HOST_KEY).read_text().strip(),
             packages=manifest["packages"],
             modules=tuple(manifest["modules"]),
+            console_shell=manifest["console_shell"],
             manifest=manifest,
         )
     except (KeyError, TypeError) as error:

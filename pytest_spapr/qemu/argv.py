@@ -36,6 +36,7 @@ class Channels(NamedTuple):
     console: int
     kernel: int
     service: int
+    shell: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -141,7 +142,7 @@ def _arguments(
     # 11.1 deprecates -mon.
     modern = "monitor-qmp" in build.features
     yield from (("-object", "monitor-qmp,id=monitor,chardev=qmp") if modern else ("-mon", "chardev=qmp,mode=control"))
-    for name in ("console", "kernel", "service"):
+    for name in ("console", "kernel", "service", "shell"):
         # No reg=: explicit ones collide with the NVRAM's and with each other's interrupts.
         yield from ("-chardev", f"socket,id={name},fd={getattr(channels, name)}", "-device", f"spapr-vty,chardev={name}")
     # Each machine makes and resets hundreds of connectors, most of them empty: that says nothing.

@@ -32,6 +32,7 @@ def key(cache: Cache) -> str:
         "packages": {"busybox": "1"},
         "modules": ["virtio"],
         "wanted_modules": ["virtio"],
+        "console_shell": True,
     }
     files = {store.VMLINUX: b"elf", store.CLIENT_KEY: b"key", store.HOST_KEY: b"ssh-ed25519 AAAA\n"}
     images._publish(cache, recipe.key, facts, {"userland": b"u", "modules": b"m", "keys": b"k"}, files)

@@ -8,12 +8,12 @@ import pytest
 
 from pytest_spapr.errors import CommandFailed, GuestError
 from pytest_spapr.guest import kernel_log
+from pytest_spapr.guest.completed import Completed
 from pytest_spapr.guest.cpus import GuestCpus
 from pytest_spapr.guest.memory import GuestMemory
 from pytest_spapr.guest.pci import GuestPci, PciFunction
 from pytest_spapr.guest.services import DRMGR_BEGAN, DRMGR_ENDED, Drmgr, ErrdState, LockHolder, RtasErrd
 from pytest_spapr.guest.shell import parse_ranges
-from pytest_spapr.guest.ssh import Completed
 from pytest_spapr.timeline import Lane, Record
 
 Answer = Callable[[str], tuple[int, str]]

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from pytest_spapr.errors import MachineDied
+from pytest_spapr.guest.completed import Completed
 from pytest_spapr.guest.host import testinfra_host as host_over
-from pytest_spapr.guest.ssh import Completed
 
 
 class LocalShell:

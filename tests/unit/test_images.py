@@ -169,6 +169,7 @@ def test_a_users_kernel_takes_the_place_of_the_images_own(image: store.GuestImag
     (below / "virtio_net.ko").write_bytes(module())
     mine = images.with_kernel(image, tmp_path / "vmlinux", tmp_path / "staging", cache)
     assert (mine.kernel_release, mine.page_size, mine.modules) == ("7.0-rc1", None, ("virtio_net",))
+    assert mine.console_shell
     assert mine.kernel.read_bytes() == vmlinux("7.0-rc1")
     assert mine.client_key.read_bytes() == image.client_key.read_bytes()
     assert mine.host_key == image.host_key
@@ -227,8 +228,8 @@ def _manifest(change: Callable[[dict[str, object]], object]) -> Callable[[Path],
     [
         (lambda directory: (directory / store.MANIFEST).unlink(), "is not a guest image.*spapr image build"),
         (lambda directory: (directory / store.MANIFEST).write_text("{"), "is damaged"),
-        (lambda directory: (directory / store.MANIFEST).write_text("[]"), "has the format None, expected 1"),
-        (_manifest(lambda manifest: manifest.update(format=99)), "has the format 99, expected 1"),
+        (lambda directory: (directory / store.MANIFEST).write_text("[]"), "has the format None, expected 2"),
+        (_manifest(lambda manifest: manifest.update(format=99)), "has the format 99, expected 2"),
         (_manifest(lambda manifest: manifest.pop("kernel_release")), "is damaged.*kernel_release"),
         (_manifest(lambda manifest: manifest.update(files=7)), "is damaged"),
         (lambda directory: (directory / store.VMLINUX).unlink(), "vmlinux: No such file"),

@@ -15,6 +15,7 @@ kernel_package = "linux-image"
 kernel_files = ["linux-image-[0-9]*"]
 packages = ["tools"]
 modules = ["virtio_net"]
+console_shell = true
 applets = "sh\\ncat"
 directories = ["proc"]
 executable = ["init"]
@@ -58,6 +59,7 @@ def test_another_text_or_file_is_another_image(directory: Path) -> None:
         ('description = "a test"', "", "description is missing"),
         ('"a test"', "7", "description must be a string"),
         ('["test"]', '"test"', "suites must be a list of strings"),
+        ("console_shell = true", "console_shell = 1", "console_shell must be true or false"),
         ('"sbin" = "bin"', '"sbin" = 7', "links must be a table of strings"),
         ("suites", "suits", "suites is missing"),
         ('architecture = "amd64"', 'architecture = "amd64"\nflavour = "x"', "unknown: flavour; known are"),

@@ -17,8 +17,9 @@ import pytest
 
 from pytest_spapr.deadline import Deadline
 from pytest_spapr.errors import CommandFailed, DeadlineExpired, MachineDied, SshFailed
-from pytest_spapr.guest import ssh as ssh_module
-from pytest_spapr.guest.ssh import Completed, Ssh
+from pytest_spapr.guest import completed
+from pytest_spapr.guest.completed import Completed
+from pytest_spapr.guest.ssh import Ssh
 from pytest_spapr.images import keys
 from pytest_spapr.timeline import Lane, Timeline
 
@@ -35,7 +36,7 @@ HOST, CLIENT = keys.generate(), keys.generate()
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ssh_module, "_DEATH_NOTICE", SHORT)
+    monkeypatch.setattr(completed, "_DEATH_NOTICE", SHORT)
 
 
 @pytest.fixture
@@ -374,7 +375,7 @@ class TestLoss:
         self, client_key: Path, timeline: Timeline, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """It is known a little later than the loss of the connection."""
-        monkeypatch.setattr(ssh_module, "_DEATH_NOTICE", LONG)
+        monkeypatch.setattr(completed, "_DEATH_NOTICE", LONG)
         death = MachineDied("QEMU was killed by SIGKILL", -9)
 
         def die(channel: paramiko.Channel, command: str) -> int:
