@@ -234,6 +234,15 @@ class TestTaking:
         make(patience=SECONDS).take(1, progress=heard).release()
         assert heard.said == []
 
+    def test_a_wait_for_the_gate_and_then_for_slots_is_told_once(self, make: Make) -> None:
+        heard = Heard()
+        with make(1).take(1):
+            wait = module._Wait(1, Deadline(0), Deadline(0), heard)
+            for _ in range(2):
+                with pytest.raises(DeadlineExpired):
+                    make(1)._await(module._Collection(1), ["slot-0"], wait)
+        assert len(heard.said) == 1
+
     def test_who_gave_all_back_holds_nothing(self, make: Make, child: Callable[..., Child]) -> None:
         make().take(2).release()
         holder = child(HOLDER, weight=2)
@@ -435,12 +444,12 @@ class TestProcesses:
     def test_no_fork_inherits_a_slot(self, make: Make, child: Callable[..., Child]) -> None:
         holder = child(
             """
-            lease = slots.take(2)
+            leases = [slots.take(1), slots.take(1)]
             ready, told = os.pipe()
             if os.fork() == 0:
                 # Numbers of descriptors are used again: a release would close what is none of its.
                 others = [os.open("/dev/null", os.O_RDONLY) for _ in range(3)]
-                lease.release()
+                leases[0].release()
                 for other in others:
                     os.fstat(other)
                 os.write(told, b"x")
