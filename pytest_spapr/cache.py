@@ -12,11 +12,13 @@ The directories are private to their owner: an image holds a private key.
 from __future__ import annotations
 
 import errno
+import os
 import re
+import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,12 +113,23 @@ class Cache:
         finally:
             lock.release()
 
+    def sweep(self, kind: str, lock_of: Callable[[str], str]) -> None:
+        """Remove what killed runs left of entries of ``kind``; leave alone what is being made now.
+
+        :param lock_of: returns the :meth:`lock` that whoever makes the entry of this key holds.
+        """
+        for left in (self.root / "tmp").glob(f"{kind}-*"):
+            key = left.name.removeprefix(f"{kind}-").rpartition(".")[0]
+            lock = filelock.FileLock(self.root / "locks" / f"{lock_of(key)}.lock")
+            with suppress(filelock.Timeout, OSError), lock.acquire(timeout=0):
+                shutil.rmtree(left, ignore_errors=True)
+
     def entries(self, kind: str) -> list[Entry]:
         """Return all entries of ``kind``, by key. Reads every file's size: tens of milliseconds per thousand files."""
         directory = self.root / kind
         if not directory.is_dir():
             return []
-        return [Entry(kind, path.name, path, _size(path)) for path in sorted(directory.iterdir()) if path.is_dir()]
+        return [Entry(kind, path.name, path, size_of(path)) for path in sorted(directory.iterdir()) if path.is_dir()]
 
     def remove(self, kind: str, key: str) -> bool:
         """Remove the entry; return whether there was one. It vanishes by one rename, so it is never half there."""
@@ -125,9 +138,13 @@ class Cache:
             if not final.exists():
                 return False
             self._make(self.root / "tmp")
-            scratch = Path(tempfile.mkdtemp(prefix=f"{kind}-{key}.", dir=self.root / "tmp"))
-            final.rename(scratch / "old")
-            shutil.rmtree(scratch)
+            # A name of its own, not a directory made beforehand: whoever sweeps could take that away.
+            scratch = self.root / "tmp" / f"{kind}-{key}.{secrets.token_hex(8)}"
+            try:
+                final.rename(scratch)
+            except FileNotFoundError:
+                return False
+            shutil.rmtree(scratch, ignore_errors=True)
         return True
 
     def require_space(self, size: int, what: str) -> None:
@@ -181,7 +198,13 @@ def megabytes(size: int) -> str:
     return f"{size / 1e6:.1f} MB"
 
 
-def _size(directory: Path) -> int:
-    found = (path.lstat() for path in directory.rglob("*") if not path.is_dir())
-    # A template's memory is a file with holes, which take no blocks (of 512 bytes, stat(2)).
-    return sum(min(one.st_size, one.st_blocks * 512) for one in found)
+def size_of(directory: Path) -> int:
+    """Return the bytes on disk of all files in ``directory``; what another run removes meanwhile counts as it is met."""
+    total = 0
+    for parent, _, names in os.walk(directory):
+        for name in names:
+            with suppress(FileNotFoundError):
+                found = os.lstat(Path(parent, name))
+                # A template's memory is a file with holes, which take no blocks (of 512 bytes, stat(2)).
+                total += min(found.st_size, found.st_blocks * 512)
+    return total

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from pytest_spapr.deadline import Deadline
-from pytest_spapr.errors import MachineError
+from pytest_spapr.errors import DeadlineExpired, MachineError
 from pytest_spapr.timeline import Record, Timeline
 
 if TYPE_CHECKING:
@@ -72,14 +72,21 @@ def _migrate(qmp: Qmp, timeline: Timeline, command: str, transfer: Callable[[soc
             qmp.execute(command, {"uri": f"fd:{_CHANNEL}"})
             transferred = pool.submit(transfer, ours)
             status = timeline.wait(_ended, since=since, deadline=deadline, what=f"QEMU's {command}")
+            if status != "completed":
+                why = qmp.execute("query-migrate").get("error-desc", "no reason given")
+                raise MachineError(f"QEMU's {command} {status}: {why}")
+            return _result(transferred, deadline, f"the stream of QEMU's {command} to end")
         except BaseException:
             # Ends the transfer too, which the pool waits for.
             ours.shutdown(socket.SHUT_RDWR)
             raise
-        if status != "completed":
-            ours.shutdown(socket.SHUT_RDWR)
-            raise MachineError(f"QEMU's {command} {status}: {qmp.execute('query-migrate').get('error-desc', 'no reason given')}")
+
+
+def _result(transferred: Future[bytes], deadline: Deadline, what: str) -> bytes:
+    try:
         return transferred.result(deadline.remaining)
+    except TimeoutError as error:
+        raise DeadlineExpired(what, deadline.seconds) from error
 
 
 def _ended(record: Record) -> str | None:

@@ -14,13 +14,15 @@ from pytest_spapr.qemu.argv import Channels, MachineSpec, argv
 from pytest_spapr.qemu.build import QemuBuild
 
 #: Raise it when a template made by an older version of this package would not do any more.
-FORMAT: Final = 1
+FORMAT: Final = 2
 
 _LENGTH: Final = 20
 _NOWHERE: Final = Channels(*(0 for _ in Channels._fields))
 # What has no state on the host: such devices come out of the migration stream whole.
 _SELF_CONTAINED: Final = ("-device", "-global", "-numa", "-append")
 _OUTSIDE: Final = ("vfio", "vhost", "drive=", "chardev=", "netdev=", "memdev=", "host", "path=", "file=")
+# QEMU punches holes for them into the file of the RAM, also where that is mapped privately: into the template of all.
+_DISCARDING: Final = ("balloon", "virtio-mem")
 
 
 def unsuitable(spec: MachineSpec) -> str | None:
@@ -37,6 +39,8 @@ def unsuitable(spec: MachineSpec) -> str | None:
         value = words.pop(0)
         if found := next((part for part in _OUTSIDE if part in value), None):
             return f"qemu_args has {option} {value}, whose {found.rstrip('=')} is outside of the machine"
+        if any(part in value for part in _DISCARDING):
+            return f"qemu_args has {option} {value}, which would take pages out of the template's memory"
     return None
 
 
