@@ -67,6 +67,7 @@ class Machine:
         self._harness = harness
         self._guest: Guest | None = None
         self._shell: ConsoleShell
+        self._service: socket.socket
         self._resources = ExitStack()
 
     @classmethod
@@ -272,11 +273,14 @@ class Machine:
                 ours[name], theirs[name] = socket.socketpair()
                 made.callback(theirs[name].close)
             channels = Channels(**{name: end.fileno() for name, end in theirs.items()})
+            # Read by a thread of its own, as a descriptor of its own.
+            self._service = ours["service"].dup()
             for name, hear in (("console", self._hear_console), ("kernel", self._hear_kernel), ("service", self._hear_service)):
                 # The reader ends when QEMU closes its end; its last lines belong to the timeline.
                 self._resources.callback(LineReader(ours[name].detach(), hear, name=name).join, _JOIN_SECONDS)
             self._shell = ConsoleShell(ours["shell"], self.timeline)
             self._resources.callback(self._shell.close)
+            self._resources.callback(self._service.close)
             self._resources.callback(ours["qmp"].close)
             self.process = QemuProcess(
                 argv(self.build, self.spec, self.image, channels, ram),
@@ -335,7 +339,15 @@ class Machine:
             raise MachineError(f"QEMU forwards no port to the guest's ssh, `info usernet` says:\n{listing}")
         ssh = Ssh(port=int(forward["port"]), client_key=image.client_key, host_key=image.host_key, timeline=self.timeline)
         shell = self._shell if image.console_shell else None
-        guest = Guest(ssh, shell, self.timeline, self.budgets, kernel_release=image.kernel_release, running=self._is_running)
+        guest = Guest(
+            ssh,
+            shell,
+            self._service.sendall,
+            self.timeline,
+            self.budgets,
+            kernel_release=image.kernel_release,
+            running=self._is_running,
+        )
         self.timeline.listen(guest.hear)
         return guest
 

@@ -12,7 +12,7 @@ from typing import Any
 from pytest_spapr.errors import ImageError
 
 # Part of each recipe's digest: raise it when the same recipe gives another image because this code changed.
-BUILDER = 1
+BUILDER = 2
 # What is booted when nobody names an image.
 DEFAULT_IMAGE = "debian-12"
 
@@ -34,7 +34,8 @@ class Recipe:
     :ivar packages: where programs and libraries come from; nothing that they depend on is added.
     :ivar programs: path in the guest -> path in a package; their libraries are found.
     :ivar applets: names that busybox answers to. :ivar modules: kernel modules to load, in order; dependencies are found.
-    :ivar console_shell: the init keeps a shell on hvc3 for the plugin (``guest/console.py``).
+    :ivar console_shell: the init keeps a shell on hvc3 for the plugin (``guest/console.py``), and the program ``renew``, which is
+        added, on hvc2.
     :ivar digest: SHA256 of all that the recipe's author wrote.
     """
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pytest_spapr.debian.unpack import Kind, Member, members
 from pytest_spapr.errors import ImageError
-from pytest_spapr.images import cpio
+from pytest_spapr.images import cpio, renew
 from pytest_spapr.images.elf import Elf, NotElf
 from pytest_spapr.images.recipe import Recipe
 
@@ -59,6 +59,8 @@ def tree(recipe: Recipe, debs: Sequence[Path]) -> dict[str, cpio.Node]:
     }
     whole |= {f"bin/{applet}": cpio.symlink("busybox") for applet in recipe.applets}
     whole |= {path: cpio.symlink(target) for path, target in recipe.links.items()}
+    if recipe.console_shell:
+        whole["usr/sbin/renew"] = cpio.file(renew.program(), 0o755)
     whole |= {file.path: cpio.file(file.source.read_bytes(), file.mode) for file in recipe.files}
     return whole
 

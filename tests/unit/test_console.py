@@ -10,10 +10,9 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -104,7 +103,7 @@ def talking_to(guest: Guest, timeline: Timeline | None = None) -> Iterator[Conso
         theirs.close()
 
 
-def in_background(shell: ConsoleShell, command: str, started: threading.Event) -> ThreadPoolExecutor | Any:
+def in_background(shell: ConsoleShell, command: str, started: threading.Event) -> Future[Completed]:
     """Run a command in a thread; return its future once the guest has it."""
     pool = ThreadPoolExecutor(1)
     future = pool.submit(shell.run, command, Deadline(LONG))
@@ -312,7 +311,7 @@ class TestScript:
         ours, theirs = socket.socketpair()
         ours.sendall(before)
         with theirs:
-            process = subprocess.Popen(["sh", script], stdin=theirs, stdout=theirs)
+            process = subprocess.Popen(["sh", script], stdin=theirs.fileno(), stdout=theirs.fileno())
         shell = ConsoleShell(ours, Timeline())
         try:
             yield shell, process
