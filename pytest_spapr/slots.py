@@ -104,7 +104,7 @@ class Slots:
     def take(self, weight: int, *, deadline: Deadline | None = None, progress: Progress | None = None) -> Lease:
         """Return ``weight`` slots, waiting until so many are free; 0.1 ms if they are.
 
-        Processes get theirs in the order in which they came. But one that holds a lease already must not wait for somebody who
+        Processes get theirs in the order in which they came. But one that has taken a lease already must not wait for somebody who
         may be waiting for it: it gets what is free, else a lease of weight 0, to run a machine without slots. One process of the
         host at a time has such leases, any number; a second one waits until that one has given them back.
 
@@ -126,12 +126,14 @@ class Slots:
             self._taking.release()
 
     def try_take(self, weight: int) -> Lease | None:
-        """Return ``weight`` slots if they are free and nobody waits for slots, else None. Never blocks, never keeps a part."""
+        """Return ``weight`` slots if they are free and nobody waits for slots, else None. Never blocks, never keeps a part.
+
+        They are for work that ends by itself, such as preparation: :meth:`take` may wait for it like for anybody else's.
+        """
         if not self._taking.acquire(blocking=False):
             return None
         try:
-            lease = self._now(weight, queue=True)
-            return lease and self._noted(lease)
+            return self._now(weight, queue=True)
         finally:
             self._taking.release()
 

@@ -373,7 +373,17 @@ class TestPreparation:
             with b.preparation() or pytest.fail("it is free"):
                 assert a.preparation() is None
 
-    def test_it_is_no_reason_to_go_beyond(self, make: Make) -> None:
+    def test_slots_for_it_are_waited_for_and_no_reason_to_go_beyond(self, make: Make) -> None:
+        a = make(1)
+        prepared = a.try_take(1)
+        assert prepared is not None
+        taker = Taker(a, 1)
+        assert taker.waits()
+        prepared.release()
+        assert taker.served().weight == 1
+        taker.served().release()
+
+    def test_the_permission_is_no_reason_to_go_beyond(self, make: Make) -> None:
         """Who prepares a machine holds no slot that others wait for."""
         a = make(1)
         with make(1).take(1):
