@@ -83,7 +83,7 @@ class TestBootsThatFail:
 
 
 def test_slof_boots_it_too(launch_machine: LaunchMachine) -> None:
-    machine = launch_machine(firmware="slof", kernel_args=("spapr.test=here",))
+    machine = launch_machine(firmware="slof", start="boot", kernel_args=("spapr.test=here",))
     assert "spapr.test=here" in machine.guest.read("/proc/cmdline").split()
     assert any("SLOF" in record.text for record in machine.timeline.since(0, Lane.CONSOLE))
 
