@@ -6,18 +6,20 @@ import argparse
 import json
 import shutil
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from pytest_spapr import config
 from pytest_spapr.builds import packages
-from pytest_spapr.cache import Cache, megabytes
+from pytest_spapr.cache import Cache, Entry, megabytes
 from pytest_spapr.debian.mirror import find_mirror
-from pytest_spapr.errors import ConfigError, ImageError, SpaprError
+from pytest_spapr.errors import CacheError, ConfigError, ImageError, SpaprError
 from pytest_spapr.images import build as images
 from pytest_spapr.images import recipe as recipes
 from pytest_spapr.images import store
 from pytest_spapr.progress import Progress, finished, progress_for
+from pytest_spapr.templates import store as templates
 
 
 class _Run:
@@ -110,7 +112,7 @@ def _image_remove(run: _Run) -> None:
         raise ImageError(f"no guest image in the cache {run.cache.root} is called {name!r}: see `spapr image list`.")
     for entry in removed:
         run.cache.remove(entry.kind, entry.key)
-        print(f"removed {entry.path} ({megabytes(entry.size)})")
+        _tell_removed(entry)
 
 
 def _image_name(directory: Path) -> str | None:
@@ -136,10 +138,62 @@ def _qemu_list(run: _Run) -> None:
         print(f"{name:<6} {state}")
 
 
+def _template_list(run: _Run) -> None:
+    found = templates.listing(run.cache)
+    for one in found:
+        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.used))
+        print(f"{one.entry.key}  {megabytes(one.entry.size):>9}  used {used}  {one.state}".rstrip())
+        if one.manifest:
+            what = "{shape}; {build}; image {image}, Linux {kernel_release}"
+            print(f"    {what.format_map(_Unknown(one.manifest))}")
+    total = sum(one.entry.size for one in found)
+    print(f"{len(found)} in {run.cache.root}: {megabytes(total)} of {megabytes(run.settings.template_space.value)}")
+
+
+class _Unknown(dict[str, object]):
+    """Facts of which some may be missing."""
+
+    def __missing__(self, name: str) -> str:
+        return f"unknown {name}"
+
+
+def _template_remove(run: _Run) -> None:
+    entries = {entry.key: entry for entry in run.cache.entries(templates.KIND)}
+    if missing := [key for key in run.arguments.keys if key not in entries]:
+        raise CacheError(f"no template in the cache {run.cache.root} is called {missing[0]!r}: see `spapr template list`.")
+    chosen = list(entries) if run.arguments.all else run.arguments.keys
+    kept = [key for key in chosen if not _removed(run, entries[key])]
+    if kept:
+        raise CacheError(f"in use by a run, and kept: {', '.join(kept)}")
+
+
+def _removed(run: _Run, entry: Entry) -> bool:
+    if not templates.remove(run.cache, entry.key):
+        return False
+    _tell_removed(entry)
+    return True
+
+
+def _template_gc(run: _Run) -> None:
+    given = run.arguments.max_size
+    bound = run.settings.template_space.value if given is None else config.parse_size(given, "--max-size: ")
+    for entry in templates.trim(run.cache, bound):
+        _tell_removed(entry)
+    left = run.cache.entries(templates.KIND)
+    total = sum(entry.size for entry in left)
+    over = ": those in use were kept" if total > bound else ""
+    print(f"{len(left)} left, {megabytes(total)} of {megabytes(bound)}{over}")
+
+
+def _tell_removed(entry: Entry) -> None:
+    print(f"removed {entry.path} ({megabytes(entry.size)})")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="spapr",
-        description="Makes and keeps what pytest-spapr runs: guest images and QEMU builds, out of Debian's packages, without root.",
+        description="Makes and keeps what pytest-spapr runs: guest images and QEMU builds, out of Debian's packages, without root; "
+        "and keeps the templates of its machines.",
         epilog="The variables SPAPR_CACHE_DIR, SPAPR_DEBIAN_MIRROR and SPAPR_OFFLINE stand for the options of the same name.",
     )
     common = argparse.ArgumentParser(add_help=False)
@@ -152,6 +206,8 @@ def _parser() -> argparse.ArgumentParser:
     areas = parser.add_subparsers(title="areas", required=True, metavar="AREA")
     _image_parsers(areas.add_parser("image", help="guest images", description="Guest images."), common)
     _qemu_parsers(areas.add_parser("qemu", help="QEMU builds", description="QEMU builds out of Debian's packages."), common)
+    what = "Templates: booted machines at rest on disk, which a test's machines are cloned from. Test runs make them."
+    _template_parsers(areas.add_parser("template", help="templates of machines", description=what), common)
     return parser
 
 
@@ -216,3 +272,32 @@ def _qemu_parsers(parser: argparse.ArgumentParser, common: argparse.ArgumentPars
         "list", parents=[common], help="list known and fetched builds", description="List known and fetched builds."
     )
     listing.set_defaults(run=_qemu_list)
+
+
+def _template_parsers(parser: argparse.ArgumentParser, common: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    listing = commands.add_parser(
+        "list", parents=[common], help="list templates", description="List the templates in the cache, the one used last first."
+    )
+    listing.set_defaults(run=_template_list)
+    remove = commands.add_parser(
+        "remove",
+        parents=[common],
+        help="remove templates from the cache",
+        description="Remove templates; a test run makes them anew. Those that a run uses are kept, and the exit status is 2 then.",
+    )
+    which = remove.add_mutually_exclusive_group(required=True)
+    which.add_argument("keys", nargs="*", default=[], metavar="KEY", help="a template as `spapr template list` shows it")
+    which.add_argument("--all", action="store_true", help="all templates")
+    remove.set_defaults(run=_template_remove)
+    collect = commands.add_parser(
+        "gc",
+        parents=[common],
+        help="remove the templates that were not used for longest",
+        description="Remove the templates that were not used for longest until the rest fits, and what killed runs left. "
+        "Every test run that makes a template does the same.",
+    )
+    collect.add_argument(
+        "--max-size", metavar="SIZE", help="bytes, with a suffix K, M, G or T (default: SPAPR_TEMPLATE_SPACE, else 8G)"
+    )
+    collect.set_defaults(run=_template_gc)

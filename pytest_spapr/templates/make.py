@@ -7,7 +7,7 @@ import re
 import shutil
 import signal
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,6 +24,7 @@ from pytest_spapr.templates.store import BOOT, DEVICES, GUEST_LANES, KIND, RAM, 
 from pytest_spapr.timeline import Timeline
 
 if TYPE_CHECKING:
+    from pytest_spapr.deadline import Budgets
     from pytest_spapr.images.store import GuestImage
     from pytest_spapr.machine import Harness
     from pytest_spapr.qemu.argv import MachineSpec
@@ -176,6 +177,7 @@ def _try_clone(plan: _Plan, directory: Path) -> None:
     machine: PseriesMachine | None = None
     try:
         machine = PseriesMachine.restore(plan.harness, plan.spec, plan.image, Timeline(), snapshot)
+        machine.budgets = _impatient(machine.budgets)
         device = _typical_device(machine)
         attempt = None if device is None else device.unplug()
     except (SpaprError, AssertionError) as error:
@@ -188,6 +190,11 @@ def _try_clone(plan: _Plan, directory: Path) -> None:
         raise _Unsound(
             f"a clone of such a machine is unsound: its {attempt.kind} is {attempt.outcome} where it should be removed"
         )
+
+
+def _impatient(budgets: Budgets) -> Budgets:
+    """A machine that is unsound shows it by silence, and its first run waits for that."""
+    return replace(budgets, plug=budgets.plug / 4, unplug=budgets.unplug / 4)
 
 
 def _typical_device(machine: PseriesMachine) -> Device | None:

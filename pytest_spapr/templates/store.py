@@ -208,10 +208,8 @@ def _listed(cache: Cache, entry: Entry, used: float) -> Listed:
         if template := find(cache, entry.key):
             template.close()
         state = "in use" if _in_use(entry.path) else ""
-    except Damaged as error:
-        state = f"damaged: {error}"
-    except NoTemplate as error:
-        state = f"unsound: {manifest['unsound']}" if "unsound" in manifest else str(error)
+    except (Damaged, NoTemplate) as error:
+        state = str(manifest.get("unsound") or error).removeprefix(f"the template {entry.path} ")
     return Listed(entry, manifest, used, state)
 
 
