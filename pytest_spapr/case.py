@@ -70,15 +70,22 @@ class Case:
             self._kept.append(_how_to_reach(self._item.nodeid, launch.machine))
             # Now, not by the report: an interrupted run makes no more reports.
             self._summary.add_kept(self._kept)
+            if not self._reported:
+                artefacts.note_kept(self._directory, self._kept)
             launch.machine.release()
         else:
             launch.machine.close()
 
     def _save_if_interrupted(self) -> None:
         """Save what a test did that Ctrl-C or SIGTERM ended: pytest makes no report about it, and it may be one that hangs."""
-        if not self._outcomes or self._outcomes == {"setup": "passed"}:
+        if not self._reported:
             artefacts.save(self._directory, self.launches)
             self._summary.add_artefacts(str(self._directory))
+
+    @property
+    def _reported(self) -> bool:
+        """Whether pytest will report about what the test did; an interrupted one gets no report."""
+        return bool(self._outcomes) and self._outcomes != {"setup": "passed"}
 
     def step(self, text: str) -> None:
         """Write a step on every machine's timeline."""

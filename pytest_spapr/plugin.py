@@ -32,6 +32,7 @@ from pytest_spapr.fixtures import (  # noqa: F401 - pytest finds fixtures among 
     spapr_accelerator,
     spapr_harness,
 )
+from pytest_spapr.report import artefacts
 from pytest_spapr.rig import RIG, Rig, progress_past_capture
 from pytest_spapr.supply import check_named
 
@@ -90,6 +91,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         if rig.settings.asked:
             with progress_past_capture(config) as progress:
                 rig.obtain(progress)
+            _begin(config, rig)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -109,10 +111,7 @@ def pytest_runtestloop(session: pytest.Session) -> None:
     with progress_past_capture(config) as progress:
         needed = rig.prepare(session.items, progress)
     if needed:
-        _exit_on_sigterm(config)
-        reporter = config.pluginmanager.get_plugin("terminalreporter")
-        if reporter is not None and rig.facts():
-            reporter.write_line(f"spapr: {rig.facts()}")
+        _begin(config, rig)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -167,6 +166,7 @@ class _Account:
 
     def __init__(self, rig: Rig) -> None:
         self._bench = rig
+        self._began = time.time()
         self._told = False
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -178,6 +178,11 @@ class _Account:
     def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None, object, object]:
         """pytest calls no ``pytest_terminal_summary`` after ``pytest.exit``: a run that SIGTERM ended would not say what it left."""
         result = yield
+        if session.config.pluginmanager.hasplugin("dsession"):
+            # Workers tell of tests by reports, and a test that was interrupted has none.
+            for directory, kept in artefacts.left_since(self._bench.run_directory, self._began):
+                self._bench.summary.add_artefacts(directory)
+                self._bench.summary.add_kept(kept)
         reporter = session.config.pluginmanager.get_plugin("terminalreporter")
         if reporter is not None:
             self.pytest_terminal_summary(reporter)
@@ -200,6 +205,14 @@ class _Account:
     def pytest_configure_node(self, node: Any) -> None:
         """All of xdist's workers write below the one directory of the run."""
         node.workerinput[_WORKER_INPUT] = str(self._bench.run_directory)
+
+
+def _begin(config: pytest.Config, rig: Rig) -> None:
+    """Say what is tested, and end in good order from now on."""
+    _exit_on_sigterm(config)
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None and rig.facts():
+        reporter.write_line(f"spapr: {rig.facts()}")
 
 
 def _run_directory(config: pytest.Config, decided: settings.Settings) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +25,7 @@ _DMESG_SECONDS = 10.0
 _SHOWN = 40
 _SHOWN_AT_LEAST = 15
 _SHOWN_WIDTH = 200
+_KEPT = "kept.txt"
 
 
 @dataclass(slots=True)
@@ -76,6 +77,24 @@ def save(directory: Path, launches: Sequence[Launch]) -> None:
             records = launch.timeline.since(0, *lanes)
             (target / name).write_text("".join(f"{record}\n" for record in records), encoding="utf-8")
         launch.timeline.write(target / "timeline.jsonl", target / "timeline.txt")
+
+
+def note_kept(directory: Path, texts: Sequence[str]) -> None:
+    """Write how to reach the test's machines that live on."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / _KEPT).write_text("\n\n".join(texts), encoding="utf-8")
+
+
+def left_since(root: Path, moment: float) -> Iterator[tuple[str, list[str]]]:
+    """Yield the tests' directories below ``root`` that are newer than ``moment``, and how to reach machines that live on.
+
+    :param moment: seconds, as ``time.time``.
+    """
+    for directory in sorted(root.iterdir()) if root.is_dir() else ():
+        # File systems keep time less exactly than the clock does.
+        if directory.is_dir() and directory.stat().st_mtime >= moment - 1:
+            kept = directory / _KEPT
+            yield str(directory), kept.read_text(encoding="utf-8").split("\n\n") if kept.exists() else []
 
 
 def excerpt(launch: Launch) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -384,36 +385,38 @@ def stub_conftest(pytester: pytest.Pytester) -> None:
     )
 
 
-def test_sigterm_ends_the_run_with_its_fixtures_torn_down_and_all_said(pytester: pytest.Pytester) -> None:
+@pytest.mark.parametrize("workers", [0, 1])
+def test_sigterm_ends_the_run_with_its_fixtures_torn_down_and_all_said(pytester: pytest.Pytester, workers: int) -> None:
     stub_conftest(pytester)
+    fifo = pytester.path / "begun"
+    os.mkfifo(fifo)
     pytester.makepyfile(
-        """
+        f"""
         import signal, pytest, pathlib
         @pytest.fixture
         def torn(machine):
             yield
             pathlib.Path("torn-down").touch()
         def test_it(torn):
-            print("in the test", flush=True)
+            pathlib.Path({str(fifo)!r}).write_text("now")
             signal.pause()
         """
     )
     with subprocess.Popen(
-        [sys.executable, "-m", "pytest", "-s", "--spapr-keep=always"],
+        [sys.executable, "-m", "pytest", f"-n{workers}", "--spapr-keep=always", "--spapr-image=debian-12"],
         cwd=pytester.path,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     ) as run:
-        assert run.stdout is not None
-        for line in run.stdout:
-            if "in the test" in line:
-                break
+        fifo.read_text()
         run.send_signal(signal.SIGTERM)
+        assert run.stdout is not None
         said = run.stdout.read()
         assert run.wait(30) == 128 + signal.SIGTERM
     assert (pytester.path / "torn-down").exists()
-    assert {path.name for path in left(pytester).iterdir()} == FILES
+    assert {path.name for path in left(pytester).iterdir()} == {*FILES, "kept.txt"}
+    assert "spapr: QEMU 7.2.22 (Debian 1:7.2), /somewhere/qemu-system-ppc64, tcg, image debian-12" in said or not workers
     assert f"{left(pytester).parent} (1 test)" in said
     assert "end it: kill 4242" in said
 
