@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from pytest_spapr.guest.shell import Shell
+from pytest_spapr.guest.shell import Shell, first_lines
 
 _SYSFS = "/sys/devices/system/memory"
 # notifier-error-inject: the kernel's own fault injector for memory hotplug, CONFIG_MEMORY_NOTIFIER_ERROR_INJECT=m in Debian.
@@ -24,9 +24,8 @@ class GuestMemory:
 
     def blocks(self) -> dict[int, str]:
         """Return each block's state: ``online``, ``offline`` or ``going-offline``."""
-        listing = self._shell.run(f"grep . {_SYSFS}/memory[0-9]*/state").check().stdout
-        pairs = (line.rsplit(":", 1) for line in listing.splitlines())
-        return {int(path.split("/memory")[-1].split("/")[0]): state for path, state in pairs}
+        found = first_lines(self._shell, f"{_SYSFS}/memory[0-9]*/state")
+        return {int(path.split("/memory")[-1].split("/")[0]): state for path, state in found.items()}
 
     def total(self) -> int:
         """Return ``MemTotal`` in bytes."""

@@ -18,7 +18,7 @@ DRMGR_LOCK: Final = "/run/lock/dr_config_lock"
 
 # Slot C0 has the machine's network card.
 _IDENTIFY: Final = "-c pci -i -s C0"
-# A signal or a lock takes effect a little later and the kernel has no event for it; each look is a guest command of 0.05 s.
+# A signal or a lock takes effect a little later and the kernel has no event for it; each look is a guest command of 0.01 s.
 _SETTLE_SECONDS: Final = 20.0
 
 DRMGR_BEGAN: Final = re.compile(r"^drmgr: begin (?P<arguments>.*)$")

@@ -21,6 +21,18 @@ class Shell(Protocol):
         """Return a file's text without surrounding white space."""
 
 
+def first_lines(shell: Shell, pattern: str) -> dict[str, str]:
+    """Return the first line of each file that a glob names, by its path, which has no colon; for sysfs.
+
+    Builtins of the shell only: in a new clone, the first exec costs 0.05 s under TCG.
+
+    :raises CommandFailed: there is none, or one cannot be read.
+    """
+    script = f'for file in {pattern}; do read -r line < "$file" || exit; echo "$file:$line"; done'
+    found = (line.partition(":") for line in shell.run(script).check().stdout.splitlines())
+    return {path: line for path, _, line in found}
+
+
 def parse_ranges(text: str) -> frozenset[int]:
     """Return the numbers of a sysfs list such as ``0-3,5``; an empty text is an empty set."""
     numbers: set[int] = set()

@@ -45,7 +45,7 @@ class Ssh:
         return self._transport is not None and self._transport.is_active()
 
     def connect(self, deadline: Deadline) -> None:
-        """Connect and authenticate; about 0.3 s under TCG.
+        """Connect and authenticate; about 0.15 s under TCG.
 
         :raises SshFailed: wrong host key, refused client key, no server within the deadline.
         :raises MachineDied: QEMU ended meanwhile.

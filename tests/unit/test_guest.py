@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -13,8 +15,10 @@ from pytest_spapr.guest.cpus import GuestCpus
 from pytest_spapr.guest.memory import GuestMemory
 from pytest_spapr.guest.pci import GuestPci, PciFunction
 from pytest_spapr.guest.services import DRMGR_BEGAN, DRMGR_ENDED, Drmgr, ErrdState, LockHolder, RtasErrd
-from pytest_spapr.guest.shell import parse_ranges
+from pytest_spapr.guest.shell import first_lines, parse_ranges
 from pytest_spapr.timeline import Lane, Record
+
+_CPUS = "/sys/devices/system/cpu"
 
 Answer = Callable[[str], tuple[int, str]]
 
@@ -43,18 +47,38 @@ def test_ranges(text: str, numbers: set[int]) -> None:
     assert parse_ranges(text) == numbers
 
 
+def test_first_lines_are_read_by_a_real_shell(tmp_path: Path) -> None:
+    for name, text in (("a1", "one\ntwo\n"), ("a2", "\n"), ("b", "no\n")):
+        (tmp_path / name).write_text(text)
+
+    def answer(command: str) -> tuple[int, str]:
+        done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout
+
+    shell = ScriptedShell(answer)
+    assert first_lines(shell, f"{tmp_path}/a*") == {f"{tmp_path}/a1": "one", f"{tmp_path}/a2": ""}
+    for nothing in ("nothing*", "a1 {}/nothing"):
+        with pytest.raises(CommandFailed):
+            first_lines(shell, f"{tmp_path}/{nothing.format(tmp_path)}")
+
+
 def test_cpus_by_hardware_id() -> None:
-    base = "/sys/devices/system/cpu"
-    listing = f"0,12\n{base}/cpu0/physical_id:0\n{base}/cpu12/physical_id:8\n{base}/cpu3/physical_id:0\n"
+    base = _CPUS
+    listing = f"{base}/present:0,12\n{base}/cpu0/physical_id:0\n{base}/cpu12/physical_id:8\n{base}/cpu3/physical_id:0\n"
     assert GuestCpus(ScriptedShell(lambda _: (0, listing))).by_hardware_id() == {0: 0, 8: 12}
+
+
+def cpu_lists(ranges: str) -> str:
+    return f"{_CPUS}/online:{ranges}\n{_CPUS}/present:{ranges}\n"
 
 
 def cpus_that_obey() -> ScriptedShell:
     online = {0, 1}
 
     def answer(command: str) -> tuple[int, str]:
-        if command.startswith("cat"):
-            return 0, "0-1" if command.endswith("/present") else ",".join(map(str, sorted(online)))
+        if "read" in command:
+            now = ",".join(map(str, sorted(online)))
+            return 0, f"{_CPUS}/present:0-1\n" if "present" in command else f"{_CPUS}/online:{now}\n"
         cpu = int(command.rsplit("/cpu", 1)[1].split("/")[0])
         if "echo 1" in command:
             online.add(cpu)
@@ -75,7 +99,7 @@ def test_offline_cpus_come_back_also_when_the_test_fails() -> None:
 
 
 def test_a_cpu_that_stays_online_is_no_fault_to_test_with() -> None:
-    shell = ScriptedShell(lambda command: (0, "0-1" if command.startswith("cat") else ""))
+    shell = ScriptedShell(lambda command: (0, cpu_lists("0-1") if "read" in command else ""))
     with pytest.raises(GuestError, match=r"CPUs \[0\] are online although"), GuestCpus(shell).offline(0):
         pytest.fail("the block must not run")
 
@@ -171,7 +195,7 @@ def test_drmgr_lines() -> None:
 
 def test_a_cpu_that_was_removed_meanwhile_is_not_brought_back() -> None:
     def answer(command: str) -> tuple[int, str]:
-        return 0, "0" if command.startswith("cat") else ""
+        return 0, cpu_lists("0") if "read" in command else ""
 
     shell = ScriptedShell(answer)
     with GuestCpus(shell).offline(1):
