@@ -13,6 +13,7 @@ Of machines that cannot be cloned there is only a template.json, which says why.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -34,6 +35,8 @@ MANIFEST, RAM, DEVICES, BOOT = "template.json", "ram", "devices", "boot.jsonl"
 #: What of a boot a clone's timeline begins with.
 GUEST_LANES: Final = (Lane.CONSOLE, Lane.KERNEL, Lane.SERVICE)
 _HASHED: Final = (DEVICES, BOOT)
+# More than there are runs; not for ever on a file system that has no lasting inode numbers.
+_LOOKS: Final = 100
 
 
 class NoTemplate(SpaprError):
@@ -227,8 +230,10 @@ def _locked(directory: Path, how: int) -> int | None:
     """Lock the directory and return its descriptor, None if there is no such directory.
 
     What was removed while this waited for the lock is another directory: then it looks once more.
+
+    :raises OSError: it cannot be opened or locked, or is another one each time.
     """
-    while True:
+    for _ in range(_LOOKS):
         try:
             descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         except FileNotFoundError:
@@ -240,6 +245,7 @@ def _locked(directory: Path, how: int) -> int | None:
                 if os.path.samestat(os.fstat(descriptor), directory.lstat()):
                     hold.pop_all()
                     return descriptor
+    raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(directory))
 
 
 def _read(directory: Path, key: str) -> tuple[Mapping[str, Any], bytes, tuple[Record, ...]]:
