@@ -4,13 +4,14 @@ A command costs 5 ms under TCG and no connection has to be made first: no networ
 ``guest-images/debian-12/console_shell`` is the other end::
 
     host                      guest
-    hello NONCE               NONCE PID NONCE            before the first command to each new shell
+    hello NON CE              NONCE PID NONCE            before the first command to each new shell
     >line of a command
     >another one
     run NONCE                 NONCE STDOUT NONCE STATUS \\n STDERR NONCE
 
 Each nonce is random and used once, so that neither output nor the answer to an earlier command can be taken for this one's. A shell
-ignores all that comes before it was greeted: the rest of a command to its predecessor is never run.
+ignores all that comes before it was greeted: the rest of a command to its predecessor is never run. A greeting's nonce is sent in two
+parts, so that a terminal that echoes, as each does before the init has set it up, is no shell.
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ class ConsoleShell:
         with self._listening(2) as answer:
             # The empty line ends whatever half a line its predecessor was sent.
             what = "a greeting of the guest's console shell"
-            if not self._exchange(f"\nhello {answer.nonce}\n", answer, limit, what):
+            if not self._exchange(f"\nhello {answer.nonce[:2]} {answer.nonce[2:]}\n", answer, limit, what):
                 self._lose()
                 raise ShellAbsent(f"the guest's console shell did not answer within {limit.seconds:.1f} s")
             with self._changed:

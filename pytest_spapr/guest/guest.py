@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from pytest_spapr.deadline import Budgets, Deadline
 from pytest_spapr.errors import GuestError, MachineError, ShellFailed, SshFailed
+from pytest_spapr.guest.boot import await_ready
 from pytest_spapr.guest.completed import Completed
 from pytest_spapr.guest.console import ConsoleShell, ShellAbsent
 from pytest_spapr.guest.cpus import GuestCpus
@@ -60,6 +61,7 @@ class Guest:
         self._own = own
         self._ssh = ssh
         self._console = console
+        self._booting: int | None = None
         self._renewal = renewal
         self._timeline = timeline
         self._budgets = budgets
@@ -88,7 +90,10 @@ class Guest:
         Through the console shell where there is one that answers, else as :meth:`run`. It shares its terminal with nobody, and what it
         leaves in the background must have its output elsewhere.
 
-        :raises ShellFailed: the console shell was killed, or the guest was reset, meanwhile. :raises: else as :meth:`run`.
+        A guest that was reset is waited for.
+
+        :raises ShellFailed: the console shell was killed, or the guest was reset, meanwhile. :raises BootFailed: it does not come
+            back from a reset. :raises: else as :meth:`run`.
         """
         __tracebackhide__ = True
         return self._answered(command, lambda: self._run_by_console(command))
@@ -132,6 +137,7 @@ class Guest:
             if self._console:
                 self._console.hang_up()
         elif self._console and record.event == "RESET":
+            self._booting = record.seq
             self._console.forget()
         elif self._console and record.lane is Lane.SERVICE and (end := _SHELL_ENDED.match(record.text)):
             self._console.ended(int(end["pid"]))
@@ -195,12 +201,20 @@ class Guest:
 
     def _run_by_console(self, command: str) -> Completed:
         if self._console is not None:
+            self._await_shell()
             try:
                 return self._console.run(command, Deadline(self._budgets.command))
             except ShellAbsent:
                 # Told on the timeline when it was lost; this command was not sent.
                 pass
         return self._run_by_ssh(command)
+
+    def _await_shell(self) -> None:
+        """Wait until the guest is up again, if it was reset: before, nobody listens on its console."""
+        if (since := self._booting) is not None:
+            await_ready(self._timeline, since, Deadline(self._budgets.boot))
+            if self._booting == since:
+                self._booting = None
 
 
 class _OwnShell:

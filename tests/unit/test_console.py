@@ -57,9 +57,13 @@ class Line:
                 body.append(line[1:])
             elif match := re.fullmatch("run (.*)", line):
                 return body, match[1]
-            elif match := re.fullmatch("hello (.*)", line):
-                self.say(f"{match[1]} {PID} {match[1]}")
+            elif match := re.fullmatch("hello (.*) (.*)", line):
+                self.say(f"{match[1]}{match[2]} {PID} {match[1]}{match[2]}")
         return [], ""
+
+    def hear(self) -> str:
+        """Return what is there, a line at most."""
+        return self._stream.readline().decode()
 
     def say(self, text: str) -> None:
         self._sock.sendall(text.encode())
@@ -173,6 +177,14 @@ class TestCommands:
 
 
 class TestSilence:
+    def test_an_echo_is_no_shell(self) -> None:
+        def guest(line: Line) -> None:
+            while data := line.hear():
+                line.say(data)
+
+        with talking_to(guest) as shell, pytest.raises(ShellAbsent):
+            shell.run("x", Deadline(LONG))
+
     def test_a_shell_that_is_not_there_was_sent_nothing(self) -> None:
         timeline = Timeline()
         with talking_to(silent, timeline) as shell:
