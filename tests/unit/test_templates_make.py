@@ -237,7 +237,7 @@ def test_a_guest_has_time_to_become_idle_before_it_is_saved(cache: Cache, plan: 
         when[name] = time.monotonic()
         step(name)
 
-    monkeypatch.setattr(FakeMachine, "step", timed)
+    monkeypatch.setattr(FakeMachine, "step", staticmethod(timed))
     asked(cache).close()
     assert when["save"] - when["rest"] >= 0.1
 
@@ -252,7 +252,7 @@ def test_a_qemu_that_dies_while_its_guest_idles_is_told(cache: Cache, plan: Any,
         return machine
 
     monkeypatch.setattr(FakeMachine, "start", dying)
-    with pytest.raises(NoTemplate, match="the guest did not come to rest: .* was killed by SIGSEGV"):
+    with pytest.raises(NoTemplate, match=r"the guest did not come to rest: .* was killed by SIGSEGV"):
         asked(cache)
 
 
