@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from statistics import median, quantiles
 from typing import Any, Final
 
+from pytest_spapr.hotplug.outcome import Kind
+
 
 @dataclass(frozen=True, slots=True)
 class Measure:
@@ -45,6 +47,7 @@ MEASURES: Final = (
     Measure("clone_running", "clone: guest up"),
     Measure("clone_ssh", "clone: first ssh reply"),
     Measure("ahead_ssh", "clone prepared ahead: first ssh reply"),
+    *(Measure(f"ahead_{kind}", f"clone prepared ahead, during a {kind} test: first ssh reply") for kind in Kind),
     Measure("core_cycle", "core added and removed, three views checked"),
     Measure("core_refused", "core refused: the last online CPU"),
     Measure("dimm_silent", "DIMM refused in silence, decided"),

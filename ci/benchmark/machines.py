@@ -14,6 +14,8 @@ from ci.benchmark.subject import Start, Subject, WrongOutcome, require
 from pytest_spapr.ahead import Ahead
 from pytest_spapr.guest.services import DRMGR_BEGAN, DRMGR_ENDED
 from pytest_spapr.hotplug.attempt import Attempt
+from pytest_spapr.hotplug.device import Device
+from pytest_spapr.hotplug.outcome import Kind
 from pytest_spapr.hotplug.pseries import PseriesMachine
 from pytest_spapr.timeline import Lane, Timeline
 
@@ -22,7 +24,6 @@ Values = Iterable[tuple[str, float]]
 
 #: How many clones run at the same time when their memory is looked at.
 _COUNTS: Final = (1, 4, 8)
-_AHEAD: Final = 3
 _MEGABYTE: Final = 1e6
 
 
@@ -58,15 +59,15 @@ def _from_file(subject: Subject) -> Start:
 
 
 def _ahead(subject: Subject) -> Values:
-    """What tests of a run wait for whose machines are prepared while the test before runs, which is :func:`_core_cycle`."""
+    """What tests wait for whose machines are prepared while the test before runs: one of each kind of device, one after the other."""
     with ExitStack() as ended:
         ahead = Ahead(subject.starter, subject.harness, subject.slots)
         ended.callback(ahead.drop)
         running = ended.enter_context(ExitStack())
         machine = running.enter_context(subject.running(subject.clone)).machine
-        for _ in range(_AHEAD):
+        for kind in Kind:
             ahead.prepare(subject.spec, subject.image)
-            _comes_and_goes(subject, machine)
+            _comes_and_goes(subject, machine, kind)
             running.close()
             running.enter_context(subject.slot())
             began = time.monotonic()
@@ -74,7 +75,9 @@ def _ahead(subject: Subject) -> Values:
             subject.started.append(machine)
             running.callback(machine.close)
             machine.guest.run("true").check()
-            yield "ahead_ssh", time.monotonic() - began
+            seconds = time.monotonic() - began
+            yield "ahead_ssh", seconds
+            yield f"ahead_{kind}", seconds
 
 
 def _unprepared(subject: Subject) -> PseriesMachine:
@@ -91,9 +94,16 @@ def _core_cycle(subject: Subject) -> Values:
         yield "core_cycle", time.monotonic() - began
 
 
-def _comes_and_goes(subject: Subject, machine: PseriesMachine) -> None:
-    core = machine.cores.plug()
-    require(core.unplug(), subject.contract.removal(core))
+def _comes_and_goes(subject: Subject, machine: PseriesMachine, kind: Kind = Kind.CORE) -> None:
+    device: Device
+    match kind:
+        case Kind.CORE:
+            device = machine.cores.plug()
+        case Kind.DIMM:
+            device = machine.dimms.plug()
+        case Kind.PCI:
+            device = machine.pci.plug("virtio-rng-pci")
+    require(device.unplug(), subject.contract.removal(device))
 
 
 def _core_refused(subject: Subject) -> Values:
@@ -192,7 +202,7 @@ JOBS: Final = (
     Job("clone", ("clone_running", "clone_ssh"), 0.5, _started("clone", lambda subject: subject.clone)),
     Job("cold boot, VOF", ("vof_running", "vof_ssh"), 3.5, _started("vof", lambda subject: subject.boot("vof")), _no_vof),
     Job("restore from a migration file", ("file_running", "file_ssh"), 1, _started("file", _from_file)),
-    Job("clone prepared ahead", ("ahead_ssh",), 3, _ahead),
+    Job("clone prepared ahead", ("ahead_",), 7.5, _ahead),
     *_scenarios(),
     Job("private memory of clones", ("private_", "used_"), 7, _memory, _no_room),
 )
