@@ -107,9 +107,7 @@ class Machine:
         """
         with cls(harness, spec, image, timeline)._started(Ram(snapshot.ram, private=True)) as machine:
             restore(machine.qmp, timeline, snapshot.devices, Deadline(machine.budgets.launch))
-            machine.cont()
-            machine._guest = machine._meet_guest(image)
-            machine._guest.renew()
+            machine.wake()
         return machine
 
     def save(self) -> bytes:
@@ -159,6 +157,17 @@ class Machine:
         if self.image is not None:
             self._guest = self._meet_guest(self.image)
             self.await_ready(since)
+
+    def wake(self) -> None:
+        """Let a machine run that was given the state of another one, whose guest was up; 0.03 s.
+
+        :raises SpaprError: the guest does not answer.
+        """
+        self.timeline.step("wake")
+        self.cont()
+        if self.image is not None:
+            self._guest = self._meet_guest(self.image)
+            self._guest.renew(self.spec.cpus)
 
     def await_ready(self, since: int) -> None:
         """Wait for the guest to say, after the cursor ``since``, that it is up; for a boot or a reboot.

@@ -7,13 +7,11 @@ import re
 import shutil
 import signal
 import time
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_spapr.cache import Cache, cache_errors, megabytes
-from pytest_spapr.deadline import Deadline
 from pytest_spapr.errors import CacheError, DeadlineExpired, LaunchFailed, MachineDied, MachineError, QmpRefused, SpaprError
 from pytest_spapr.hotplug.device import Device
 from pytest_spapr.hotplug.outcome import Outcome
@@ -33,8 +31,6 @@ if TYPE_CHECKING:
     from pytest_spapr.qemu.build import QemuBuild
 
 _MIB: Final = 1 << 20
-# A hundred times what a guest under TCG needs from its answer to its idle loop.
-_IDLE_SECONDS: Final = 0.3
 # A line of HMP's `info roms`: what QEMU read from a file has that file's path for its name.
 _ROM: Final = re.compile(r'name="(?P<path>/.*)"$', re.MULTILINE)
 
@@ -77,7 +73,7 @@ def obtain(
 ) -> Template:
     """Return the template for such machines, made now if need be, once, however many runs ask at the same time.
 
-    A damaged one is made anew. Costs 5 ms, or a boot and 3 s more under TCG where it has to be made.
+    A damaged one is made anew. Costs 5 ms, or a boot and 2 s more under TCG where it has to be made.
 
     :param timeline: gets what was seen of a boot that failed.
     :raises NoTemplate: there can be none; boot instead. :raises MachineError: the machine does not even boot.
@@ -167,23 +163,9 @@ def _save(plan: _Plan, directory: Path, timeline: Timeline) -> list[Path]:
 def _come_to_rest(machine: PseriesMachine, plan: _Plan) -> None:
     try:
         machine.guest.rest()
-        _await_idle(machine)
     except SpaprError as error:
         _give_up_if_the_hosts(error, plan)
         raise NoTemplate(f"the guest did not come to rest: {_first_line(error)}") from error
-
-
-def _await_idle(machine: PseriesMachine) -> None:
-    """Return when the guest, which was busy with its last answer, has nothing to do.
-
-    QEMU before 8.2 does not migrate TCG's decrementer. A guest whose tick runs when it is saved waits for ever for the next one; an idle
-    guest has stopped its tick, and starts it at the first interrupt of a device.
-    """
-    timeline = machine.timeline
-    with suppress(DeadlineExpired):
-        timeline.wait(lambda _record: None, since=timeline.mark(), deadline=Deadline(_IDLE_SECONDS), what="the guest to idle")
-    if timeline.ended is not None:
-        raise timeline.ended
 
 
 def _try_clone(plan: _Plan, directory: Path) -> None:

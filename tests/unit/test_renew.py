@@ -38,13 +38,13 @@ def test_its_branches_stay_inside() -> None:
     code, end = program[120:], program.index(b"renew: done\n")
     words = struct.unpack(f"<{(end - 120) // 4}I", code[: end - 120])
     targets = [place + ((word & 0xFFFC ^ 0x8000) - 0x8000) // 4 for place, word in enumerate(words) if word >> 26 == 16]
-    assert len(targets) == 10
+    assert len(targets) == 12
     assert all(0 <= target < len(words) for target in targets)
 
 
 def test_what_is_sent_are_the_kernels_structures() -> None:
     seed = bytes(range(renew.SEED))
-    assert renew.message(5, 6, seed) == struct.pack("<qqii", 5, 6, 256, 32) + seed
+    assert renew.message(5, 6, 3, seed) == struct.pack("<qqqqQii", 5, 6, 0, 1, 8, 256, 32) + seed
 
 
 def test_each_renewal_has_the_hosts_time_and_another_seed() -> None:
@@ -57,10 +57,23 @@ def test_each_renewal_has_the_hosts_time_and_another_seed() -> None:
 
     for _ in range(2):
         guest(timeline, send).renew()
-    assert len({data[16:] for data in sent}) == 2
+    assert len({data[40:] for data in sent}) == 2
     for data in sent:
         seconds, nanoseconds = struct.unpack_from("<qq", data)
         assert 0 <= time.time() - (seconds + nanoseconds / 1e9) < 10
+
+
+def test_each_cpu_is_told_and_has_answered_before_the_next() -> None:
+    timeline = Timeline()
+    masks: list[int] = []
+
+    def send(data: bytes) -> None:
+        assert len(timeline.since(0, Lane.SERVICE)) == len(masks)
+        masks.append(struct.unpack_from("<Q", data, 32)[0])
+        timeline.record(Lane.SERVICE, "renew: done")
+
+    guest(timeline, send).renew(3)
+    assert masks == [1, 2, 4]
 
 
 def test_a_kernel_that_refuses_is_an_error() -> None:

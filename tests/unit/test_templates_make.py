@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -226,34 +225,6 @@ def test_it_is_made_once(cache: Cache, plan: Any) -> None:
     assert found is not None
     for template in (made, again, found):
         template.close()
-
-
-def test_a_guest_has_time_to_become_idle_before_it_is_saved(cache: Cache, plan: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(make, "_IDLE_SECONDS", 0.1)
-    when: dict[str, float] = {}
-    step = FakeMachine.step
-
-    def timed(name: str) -> None:
-        when[name] = time.monotonic()
-        step(name)
-
-    monkeypatch.setattr(FakeMachine, "step", staticmethod(timed))
-    asked(cache).close()
-    assert when["save"] - when["rest"] >= 0.1
-
-
-def test_a_qemu_that_dies_while_its_guest_idles_is_told(cache: Cache, plan: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(make, "_IDLE_SECONDS", 60.0)
-    start = FakeMachine.start
-
-    def dying(harness: Any, spec: Any, image: GuestImage, timeline: Timeline, *, ram: Path) -> FakeMachine:
-        machine = start(harness, spec, image, timeline, ram=ram)
-        timeline.end(dead(signal.SIGSEGV))
-        return machine
-
-    monkeypatch.setattr(FakeMachine, "start", dying)
-    with pytest.raises(NoTemplate, match=r"the guest did not come to rest: .* was killed by SIGSEGV"):
-        asked(cache)
 
 
 def test_the_one_just_made_stays_however_small_the_bound(cache: Cache, plan: Any) -> None:
