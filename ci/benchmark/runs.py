@@ -50,9 +50,9 @@ class SuiteRun:
 
 
 _MODES: Final = (
-    ("clone", ("--spapr-start=clone",), (150, 90)),
-    ("vof", ("--spapr-start=boot", "--spapr-firmware=vof"), (480, 300)),
-    ("slof", ("--spapr-start=boot", "--spapr-firmware=slof"), (1200, 720)),
+    ("clone", ("--spapr-start=clone",), (240, 130)),
+    ("vof", ("--spapr-start=boot", "--spapr-firmware=vof"), (560, 320)),
+    ("slof", ("--spapr-start=boot", "--spapr-firmware=slof"), (1200, 650)),
 )
 
 #: Every way to run the suite.
@@ -66,7 +66,8 @@ PLUGIN_SECONDS: Final = 8.0
 def suite(subject: Subject, run: SuiteRun) -> float:
     """Run the suite and return its wall time.
 
-    :raises WrongOutcome: not every test passed or was a known defect. :raises NotMeasured: tests were skipped for want of something.
+    :raises WrongOutcome: not every test passed or was a known defect, or there were others than in the runs before.
+    :raises NotMeasured: tests were skipped for want of something.
     """
     settings = subject.settings
     options = [_SUITE, "--quiet", *run.options, f"--spapr-cache-dir={settings.cache_dir.value}"]
@@ -77,9 +78,15 @@ def suite(subject: Subject, run: SuiteRun) -> float:
     options += ["-n", str(run.workers), "--dist", "worksteal"] if run.workers > 1 else []
     seconds, output = pytest(options, ROOT)
     found = counts(output)
-    subject.figures.notes.setdefault("suite_tests", {}).setdefault(run.key, []).append(found)
+    tests = subject.figures.notes.setdefault("suite_tests", {})
+    before = next((one for of_way in tests.values() for one in of_way), found)
+    tests.setdefault(run.key, []).append(found)
     if found.get("skipped"):
         raise NotMeasured(f"{found['skipped']} tests of the suite were skipped: another amount of work than in other runs")
+    if sum(found.values()) != sum(before.values()):
+        raise WrongOutcome(
+            f"the suite has {sum(found.values())} tests, and had {sum(before.values())} before: it was changed meanwhile"
+        )
     return seconds
 
 
