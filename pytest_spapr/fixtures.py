@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
@@ -103,6 +103,7 @@ def spapr_harness(request: pytest.FixtureRequest, qemu_build: QemuBuild, spapr_a
         finally:
             rig.ahead = None
             ahead.drop()
+            rig.starter().close()
 
 
 @pytest.fixture
@@ -119,10 +120,12 @@ def launch_machine(request: pytest.FixtureRequest, spapr_harness: Harness, spapr
         record = Launch(spec, spapr_harness.build, chosen, Timeline())
         case.launches.append(record)
         began = time.monotonic()
-        with progress_at_need(item.config) as progress:
+        with progress_at_need(item.config) as progress, ExitStack() as on_failure:
             slots = rig.slots()
-            record.lease = slots.take(slots.weight(spec.cpus, spec.memory), progress=progress)
+            record.lease = on_failure.enter_context(slots.take(slots.weight(spec.cpus, spec.memory), progress=progress))
             machine = record.machine = _start(item, spapr_harness, record, how if boot else "boot", progress, boot=boot)
+            machine.at_end.append(record.lease.release)
+            on_failure.pop_all()
         record.seconds = time.monotonic() - began
         hook = item.ihook
         machine.observers.append(lambda attempt: hook.pytest_spapr_unplug_finished(machine=machine, attempt=attempt))

@@ -53,7 +53,7 @@ class Machine:
     """A running pseries machine. Made by :meth:`start`, ended by :meth:`close`.
 
     :ivar spec: what was asked for. :ivar build: :ivar image: what it runs. :ivar timeline: all that was seen.
-    :ivar qmp: QEMU's monitor. :ivar process: QEMU's process.
+    :ivar qmp: QEMU's monitor. :ivar process: QEMU's process. :ivar at_end: called once QEMU is gone.
     """
 
     def __init__(self, harness: Harness, spec: MachineSpec, image: GuestImage | None, timeline: Timeline) -> None:
@@ -62,6 +62,7 @@ class Machine:
         self.image = image
         self.timeline = timeline
         self.budgets = harness.budgets
+        self.at_end: list[Callable[[], None]] = []
         self.qmp: Qmp
         self.process: QemuProcess
         self._harness = harness
@@ -259,6 +260,8 @@ class Machine:
         """End QEMU if it still runs and give back everything. Safe to call twice; never waits for the guest."""
         self._forget_connection()
         self._resources.close()
+        while self.at_end:
+            self.at_end.pop()()
 
     def release(self) -> None:
         """Let go of QEMU without ending it: a person takes over by ssh. Needs a harness made with ``keep``."""

@@ -40,6 +40,13 @@ class Starter:
         self._templates: dict[str, Template] = {}
         self._without: dict[str, str] = {}
 
+    def close(self) -> None:
+        """Let other runs remove the templates that were used here."""
+        with self._lock:
+            for template in self._templates.values():
+                template.close()
+            self._templates.clear()
+
     def boot(
         self,
         shared: Harness,

@@ -34,7 +34,7 @@ def inventory(machine: PseriesMachine) -> dict[str, object]:
         "modules": "cut -d ' ' -f 1 /proc/modules",
         "mounts": "cat /proc/mounts",
         "addresses": "ip -4 -o address; ip -4 route",
-        "services": "ps -o comm | sort -u",
+        "services": "ps -o comm | grep -v ^kworker | sort -u",
         "device tree": "cd /proc/device-tree && find . -type d | sort",
         "interrupts": "awk '{print $NF}' /proc/interrupts | sort",
         "block size": "cat /sys/devices/system/memory/block_size_bytes",

@@ -75,6 +75,7 @@ class StubMachine:
         self.build = build
         self.attempts: list[Attempt] = []
         self.observers: list[Callable[[Attempt], None]] = []
+        self.at_end: list[Callable[[], None]] = []
         self.process = SimpleNamespace(argv=("qemu-system-ppc64", "-m", "1G with blanks"), pid=4242, exit_status=None)
         self.guest = StubGuest()
         self.has_guest = image is not None
@@ -117,6 +118,8 @@ class StubStarter:
     start_stub = staticmethod(start)
 
     def __init__(self, cache: Any, max_size: int) -> None: ...
+
+    def close(self) -> None: ...
 
     def boot(
         self, shared: Any, spec: Any, image: Any, timeline: Timeline, *, boot: bool = True, why: str | None = None

@@ -200,7 +200,6 @@ def cache(tmp_path: Path) -> Cache:
 def plan(monkeypatch: pytest.MonkeyPatch) -> dict[str, BaseException | Outcome]:
     FakeMachine.plan, FakeMachine.steps = {}, []
     monkeypatch.setattr(make, "PseriesMachine", FakeMachine)
-    monkeypatch.setattr(make, "_IDLE_SECONDS", 0.0)
     return FakeMachine.plan
 
 
