@@ -101,8 +101,10 @@ def _show(run: Run) -> None:
     for subject in run.subjects:
         for defect, times in subject.defects.items():
             sys.stdout.write(f"{subject.name}: known defect {defect} met {times} times, these samples are missing\n")
-        if times := subject.figures.notes.get("not_prepared"):
-            sys.stdout.write(f"{subject.name}: {times} clones were started, not prepared ahead: other runs had all slots\n")
+        if late := subject.figures.notes.get("not_prepared"):
+            sys.stdout.write(
+                f"{subject.name}: {late} clones were not prepared ahead, most likely for want of slots: started at need\n"
+            )
     for (whose, what, said), times in Counter((one["subject"], one["what"], one["said"]) for one in run.errors).items():
         often = f" ({times} times)" if times > 1 else ""
         sys.stdout.write(f"NOT MEASURED: {whose or 'all'}: {what}{often}: {said}\n")
