@@ -136,7 +136,9 @@ class Figures:
         return {
             "measures": {measure.key: self._summary_of(measure) for measure in self.measures if measure.key in self.samples},
             "ratios": {
-                ratio.key: {"what": ratio.title, "value": value} for ratio in RATIOS if (value := self.ratio(ratio)) is not None
+                ratio.key: {"what": ratio.title, "value": _rounded(value)}
+                for ratio in RATIOS
+                if (value := self.ratio(ratio)) is not None
             },
             "missing": self.missing,
             "notes": self.notes,
@@ -148,11 +150,11 @@ class Figures:
         return {
             "what": measure.title,
             "unit": measure.unit,
-            "median": median(values),
-            "quartiles": [low, high],
-            "min": min(values),
-            "max": max(values),
-            "samples": [[sample.round, sample.value] for sample in self.samples[measure.key]],
+            "median": _rounded(median(values)),
+            "quartiles": [_rounded(low), _rounded(high)],
+            "min": _rounded(min(values)),
+            "max": _rounded(max(values)),
+            "samples": [[sample.round, _rounded(sample.value)] for sample in self.samples[measure.key]],
         }
 
     def quartiles(self, key: str) -> tuple[float, float]:
@@ -167,6 +169,10 @@ class Figures:
         for sample in self.samples.get(key, ()):
             rounds.setdefault(sample.round, []).append(sample.value)
         return {number: median(values) for number, values in rounds.items()}
+
+
+def _rounded(value: float) -> float:
+    return round(value, 6)
 
 
 def spread(values: Sequence[float]) -> tuple[float, float]:

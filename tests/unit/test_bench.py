@@ -20,7 +20,8 @@ from ci.benchmark import host, machines, memory, run, runs, table
 from ci.benchmark.bars import BARS, PLUGIN_BARS, judge
 from ci.benchmark.figures import MEASURES, PLUGIN_MEASURES, RATIOS, Figures, spread
 from ci.benchmark.machines import JOBS
-from ci.benchmark.subject import WrongOutcome, column
+from ci.benchmark.subject import NotMeasured, WrongOutcome, column
+from pytest_spapr import config
 from pytest_spapr.errors import MachineDied, SpaprError
 from pytest_spapr.progress import NullProgress
 from pytest_spapr.timeline import Lane, Timeline
@@ -230,6 +231,44 @@ class TestRunsOfPytest:
     )
     def test_counts(self, output: str, found: dict[str, int]) -> None:
         assert runs.counts(output) == found
+
+    @pytest.fixture
+    def suite(self, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+        """The suite of a subject with a QEMU build of its own, whose last lines are ``output``."""
+        world = SimpleNamespace(options=[], output="90 passed, 3 xfailed in 9.00s")
+
+        def pytest_(options: list[str], directory: Path) -> tuple[float, str]:
+            world.options.append(options)
+            return 9.0, world.output
+
+        monkeypatch.setattr(runs, "pytest", pytest_)
+        settings = config.read({"qemu": "7.2", "cache_dir": "/cache", "offline": True}, environment={})
+        world.subject = subject(settings=settings)
+        return world
+
+    def test_the_suite_runs_with_what_is_measured(self, suite: SimpleNamespace) -> None:
+        for way in runs.SUITE_RUNS:
+            assert runs.suite(suite.subject, way) == 9.0
+            options = suite.options[-1]
+            assert {"tests/hotplug", "--spapr-qemu=7.2", "--spapr-cache-dir=/cache", "--spapr-offline", *way.options} <= set(
+                options
+            )
+            assert not any("--spapr-image" in option for option in options)
+            assert ("-n" in options) is (way.workers > 1)
+        assert suite.subject.figures.notes["suite_tests"]["suite_vof_2"] == [{"passed": 90, "xfailed": 3}]
+
+    def test_a_suite_that_skips_is_no_figure(self, suite: SimpleNamespace) -> None:
+        suite.output = "80 passed, 13 skipped in 9.00s"
+        with pytest.raises(NotMeasured, match="13 tests"):
+            runs.suite(suite.subject, runs.SUITE_RUNS[0])
+
+    def test_a_suite_of_another_size_is_no_comparison(self, suite: SimpleNamespace) -> None:
+        runs.suite(suite.subject, runs.SUITE_RUNS[0])
+        suite.output = "89 passed, 4 xfailed in 9.00s"
+        runs.suite(suite.subject, runs.SUITE_RUNS[1])
+        suite.output = "94 passed in 9.00s"
+        with pytest.raises(WrongOutcome, match="94 tests, and had 93"):
+            runs.suite(suite.subject, runs.SUITE_RUNS[2])
 
     def test_a_run_that_passes_and_one_that_fails(self, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
         (tmp_path / "test_it.py").write_text("def test_good(): pass\ndef test_bad(): assert False\n")
