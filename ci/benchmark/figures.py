@@ -57,6 +57,7 @@ MEASURES: Final = (
     Measure("reset", "reset, until the guest is up again"),
     *(Measure(f"private_{count}", f"private memory of each of {count}: first ssh reply", "MB") for count in _COUNTS),
     *(Measure(f"used_{count}", f"private memory of each of {count}: core added and removed", "MB") for count in _COUNTS[-1:]),
+    Measure(f"suite_first_{WORKERS[-1]}", f"suite, clones, templates made at need: {WORKERS[-1]} workers"),
     *(
         Measure(f"suite_{mode}_{workers}", f"suite, {words}: {workers} worker{'s' if workers > 1 else ''}")
         for mode, words in _MODES.items()

@@ -36,7 +36,8 @@ class Plan:
     def seconds(self, subjects: int) -> float:
         """Return what the run takes on an idle host under TCG."""
         round_seconds = subjects * sum(job.seconds for job in JOBS) + runs.PLUGIN_SECONDS
-        return self.rounds * round_seconds + self.suites * subjects * sum(run.seconds for run in runs.SUITE_RUNS)
+        suites = self.suites * sum(run.seconds for run in runs.SUITE_RUNS) + (runs.FIRST_RUN.seconds if self.suites else 0)
+        return self.rounds * round_seconds + subjects * suites
 
 
 @dataclass(kw_only=True)
@@ -64,6 +65,9 @@ class Run:
             for step in rotated(self._steps(number), number):
                 step()
             self.write()
+        if self.plan.suites:
+            for subject in self.subjects:
+                self._suite(subject, runs.FIRST_RUN, 0)
         for number in range(self.plan.suites):
             for run in rotated(runs.SUITE_RUNS, number):
                 for subject in rotated(self.subjects, number):

@@ -59,6 +59,8 @@ _MODES: Final = (
 SUITE_RUNS: Final = tuple(
     SuiteRun(mode, workers, options, seconds[index]) for mode, options, seconds in _MODES for index, workers in enumerate(WORKERS)
 )
+#: The run before them: it makes the templates that there are none of yet, which the others then find.
+FIRST_RUN: Final = SuiteRun("first", WORKERS[-1], ("--spapr-start=clone",), 160)
 #: Seconds that the measurements of the plugin take in each round.
 PLUGIN_SECONDS: Final = 8.0
 

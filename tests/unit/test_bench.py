@@ -106,12 +106,12 @@ class TestFigures:
         assert len(keys) == len(set(keys))
         assert {key for ratio in RATIOS for key in (ratio.above, ratio.below)} <= {measure.key for measure in MEASURES}
         assert {bar.key for bar in (*BARS, *PLUGIN_BARS)} <= set(keys)
-        assert {way.key for way in runs.SUITE_RUNS} <= set(keys)
+        assert {way.key for way in (runs.FIRST_RUN, *runs.SUITE_RUNS)} <= set(keys)
 
     def test_every_measure_is_somebodys(self) -> None:
         prefixes = tuple(itertools.chain.from_iterable(job.keys for job in JOBS))
         unmeasured = {measure.key for measure in MEASURES if not measure.key.startswith(prefixes)}
-        assert unmeasured == {way.key for way in runs.SUITE_RUNS}
+        assert unmeasured == {way.key for way in (runs.FIRST_RUN, *runs.SUITE_RUNS)}
 
 
 class TestBars:
@@ -451,6 +451,28 @@ class TestRun:
         monkeypatch.setattr(command, "_show", lambda _: None)
         jobs.append(machines.Job("bad", ("core_",), 1, bad))
         assert command._measured(self.make(tmp_path, subject()), check=False) == 1
+
+    def test_suites_come_last_and_the_first_makes_the_templates(
+        self, tmp_path: Path, jobs: list[machines.Job], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        order: list[str] = []
+
+        def suite(_: Any, way: runs.SuiteRun) -> float:
+            order.append(way.key)
+            return 1.0
+
+        monkeypatch.setattr(runs, "suite", suite)
+        jobs.append(machines.Job("a", ("reset",), 1, lambda _: [("reset", 1.0)]))
+        with_vof, without = subject(), subject("5.2", build=SimpleNamespace(features=set()))
+        made = self.make(tmp_path, with_vof, without, rounds=1)
+        made.plan = run.Plan(1, 1)
+        made.measure()
+        assert order[:2] == ["suite_first_2"] * 2
+        assert sorted(order[2:]) == sorted(
+            [way.key for way in runs.SUITE_RUNS] + [way.key for way in runs.SUITE_RUNS if way.mode != "vof"]
+        )
+        assert set(without.figures.missing) == {"suite_vof_1", "suite_vof_2"}
+        assert made.errors == []
 
     def test_the_plan_knows_what_it_takes(self) -> None:
         assert run.Plan(2, 0).seconds(1) == pytest.approx(2 * run.Plan(1, 0).seconds(1))
