@@ -124,11 +124,17 @@ def _settings(arguments: argparse.Namespace, qemu: str | None) -> config.Setting
 
 
 def _writable(file: Path) -> Path:
-    """Return the file, made. :raises ConfigError: it cannot be: better now than after the run."""
+    """Return the file, which stays as it is until there is something to write.
+
+    :raises ConfigError: it cannot be written: better now than after the run.
+    """
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("a", encoding="utf-8"):
-            return file
+            pass
+        if file.is_file() and file.stat().st_size == 0:
+            file.unlink()
+        return file
     except OSError as error:
         raise ConfigError(f"--json={file}: cannot be written: {error.strerror}") from error
 

@@ -517,6 +517,7 @@ class TestCommandLine:
         finally:
             signal.signal(signal.SIGTERM, before)
         assert words in capsys.readouterr().err
+        assert list(tmp_path.iterdir()) == []
 
     def test_suite(self) -> None:
         parse = command._parser().parse_args
