@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Generator
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -36,6 +37,7 @@ from pytest_spapr.report import artefacts
 from pytest_spapr.rig import RIG, Rig, progress_past_capture
 from pytest_spapr.supply import check_named
 
+_ACCOUNT = "spapr-account"
 _WORKER_INPUT = "spapr_run_directory"
 _SIGTERM_STATUS = 128 + signal.SIGTERM
 
@@ -68,7 +70,7 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(str(error)) from error
     rig = Rig(decided, _run_directory(config, decided))
     config.stash[RIG] = rig
-    config.pluginmanager.register(_Account(rig), "spapr-account")
+    config.pluginmanager.register(_Account(rig), _ACCOUNT)
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
@@ -167,6 +169,7 @@ class _Account:
     def __init__(self, rig: Rig) -> None:
         self._bench = rig
         self._began = time.time()
+        self.workers: list[int] = []
         self._told = False
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -202,6 +205,11 @@ class _Account:
                 terminalreporter.write_line(text)
 
     @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodeready(self, node: Any) -> None:
+        # xdist asked for it already, and keeps it for those who want it while the worker is busy.
+        self.workers.append(node.gateway._rinfo().pid)
+
+    @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
         """All of xdist's workers write below the one directory of the run."""
         node.workerinput[_WORKER_INPUT] = str(self._bench.run_directory)
@@ -234,6 +242,10 @@ def _exit_on_sigterm(config: pytest.Config) -> None:
 
     def leave(_number: int, _frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, before)
+        # xdist would send them SIGINT 5 s later, which a shell's background job ignores, and kill them after as long again.
+        for pid in getattr(config.pluginmanager.get_plugin(_ACCOUNT), "workers", ()):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
         pytest.exit("SIGTERM", returncode=_SIGTERM_STATUS)
 
     before = signal.signal(signal.SIGTERM, leave)
