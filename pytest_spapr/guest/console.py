@@ -1,7 +1,7 @@
 """The console shell: one shell that the guest's init keeps on a console of its own (hvc3), for what the plugin itself asks.
 
 A command costs 5 ms under TCG and no connection has to be made first: no network, no cryptography, one fork in the guest.
-``guest-images/debian-12/console_shell`` is the other end::
+``guest-images/common/console_shell`` is the other end::
 
     host                      guest
     hello NON CE              NONCE PID NONCE            before the first command to each new shell

@@ -1,10 +1,14 @@
-"""Recipes: what a guest image is made of, as data (TOML) next to the files that go into it."""
+"""Recipes: what a guest image is made of, as data (TOML) next to the files that go into it.
+
+A recipe ``NAME/recipe.toml`` may name a ``base``: what it does not say itself is then what ``BASE/base.toml`` says. Tables are joined
+entry by entry, everything else is replaced whole.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +23,7 @@ DEFAULT_IMAGE = "debian-12"
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A file of the recipe's own. :ivar path: in the guest. :ivar source: next to the recipe."""
+    """A file of the recipe's own. :ivar path: in the guest. :ivar source: next to the recipe or the base that names it."""
 
     path: str
     source: Path
@@ -30,8 +34,9 @@ class File:
 class Recipe:
     """A checked recipe.
 
-    :ivar kernel_package: resolved with its dependencies; ``kernel_files`` are globs of the package names among them that matter.
-    :ivar packages: where programs and libraries come from; nothing that they depend on is added.
+    :ivar kernel_package: resolved in ``kernel_suites`` with its dependencies; ``kernel_files`` are globs of the package names among them
+        that matter.
+    :ivar packages: of ``suites``: where programs and libraries come from; nothing that they depend on is added.
     :ivar programs: path in the guest -> path in a package; their libraries are found.
     :ivar applets: names that busybox answers to. :ivar modules: kernel modules to load, in order; dependencies are found.
     :ivar console_shell: the init keeps a shell on hvc3 for the plugin (``guest/console.py``), and the program ``renew``, which is
@@ -43,6 +48,7 @@ class Recipe:
     description: str
     suites: tuple[str, ...]
     architecture: str
+    kernel_suites: tuple[str, ...]
     kernel_package: str
     kernel_files: tuple[str, ...]
     packages: tuple[str, ...]
@@ -84,32 +90,48 @@ def load(name: str, directory: Path | None = None) -> Recipe:
             f"no guest image is called {name!r}: known are {', '.join(names(directory)) or 'none'}; a directory is given as a path with "
             "a slash in it."
         )
-    path = directory / name / "recipe.toml"
+    layers = [_read(directory / name / "recipe.toml")]
+    if (base := layers[0].table.pop("base", None)) is not None:
+        layers.append(_read(_base(directory, base, layers[0].path)))
+    return _checked(name, layers)
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """One TOML file: a recipe, or what it is based on."""
+
+    path: Path
+    text: str
+    table: dict[str, Any]
+
+
+def _read(path: Path) -> _Layer:
     try:
         text = path.read_text()
-        table = tomllib.loads(text)
-    except (OSError, tomllib.TOMLDecodeError) as error:
+        return _Layer(path, text, tomllib.loads(text))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ImageError(f"{path}: {error}") from error
-    return _checked(table, text, path)
 
 
-def _checked(table: dict[str, Any], text: str, path: Path) -> Recipe:
-    reader = _Reader(table, path)
-    files = tuple(
-        File(target, path.parent / source, 0o755 if target in reader.strings("executable") else 0o644)
-        for target, source in reader.mapping("files").items()
-    )
-    digest = hashlib.sha256(f"{BUILDER}\0{text}".encode())
-    for file in sorted(files, key=lambda file: file.path):
-        try:
-            digest.update(file.source.read_bytes() + b"\0")
-        except OSError as error:
-            raise ImageError(f"{path}: {file.path}: {error}") from error
+def _base(directory: Path, name: object, asker: Path) -> Path:
+    known = sorted(path.parent.name for path in directory.glob("*/base.toml"))
+    if name not in known:
+        raise ImageError(
+            f"{asker}: base must name a directory with a base.toml, not {name!r}; there are {', '.join(known) or 'none'}"
+        )
+    return directory / str(name) / "base.toml"
+
+
+def _checked(name: str, layers: Sequence[_Layer]) -> Recipe:
+    reader = _Reader(layers)
+    executable = reader.strings("executable")
+    files = tuple(File(path, source, 0o755 if path in executable else 0o644) for path, source in reader.sources("files").items())
     recipe = Recipe(
-        name=path.parent.name,
+        name=name,
         description=reader.string("description"),
         suites=reader.strings("suites"),
         architecture=reader.string("architecture"),
+        kernel_suites=reader.strings("kernel_suites"),
         kernel_package=reader.string("kernel_package"),
         kernel_files=reader.strings("kernel_files"),
         packages=reader.strings("packages"),
@@ -120,50 +142,77 @@ def _checked(table: dict[str, Any], text: str, path: Path) -> Recipe:
         files=files,
         modules=reader.strings("modules"),
         console_shell=reader.boolean("console_shell"),
-        digest=digest.hexdigest(),
+        digest=_digest(layers, files, layers[0].path),
     )
     reader.finish()
     return recipe
 
 
-class _Reader:
-    """Takes typed values out of a TOML table and names what is wrong."""
+def _digest(layers: Iterable[_Layer], files: Iterable[File], where: Path) -> str:
+    digest = hashlib.sha256("\0".join((str(BUILDER), *(layer.text for layer in layers))).encode())
+    for file in sorted(files, key=lambda file: file.path):
+        try:
+            digest.update(file.source.read_bytes() + b"\0")
+        except OSError as error:
+            raise ImageError(f"{where}: {file.path}: {error}") from error
+    return digest.hexdigest()
 
-    def __init__(self, table: dict[str, Any], path: Path) -> None:
-        self._table = table
-        self._path = path
+
+class _Reader:
+    """Takes typed values out of TOML tables, of which the first that has a key wins, and names what is wrong."""
+
+    def __init__(self, layers: Sequence[_Layer]) -> None:
+        self._layers = layers
         self._read: set[str] = set()
 
     def string(self, key: str) -> str:
-        value = self._value(key)
+        path, value = self._value(key)
         if not isinstance(value, str):
-            raise ImageError(f"{self._path}: {key} must be a string, not {value!r}")
+            raise ImageError(f"{path}: {key} must be a string, not {value!r}")
         return value
 
     def boolean(self, key: str) -> bool:
-        value = self._value(key)
+        path, value = self._value(key)
         if not isinstance(value, bool):
-            raise ImageError(f"{self._path}: {key} must be true or false, not {value!r}")
+            raise ImageError(f"{path}: {key} must be true or false, not {value!r}")
         return value
 
     def strings(self, key: str) -> tuple[str, ...]:
-        value = self._value(key)
+        path, value = self._value(key)
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise ImageError(f"{self._path}: {key} must be a list of strings, not {value!r}")
+            raise ImageError(f"{path}: {key} must be a list of strings, not {value!r}")
         return tuple(value)
 
     def mapping(self, key: str) -> dict[str, str]:
-        value = self._value(key)
-        if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
-            raise ImageError(f"{self._path}: {key} must be a table of strings, not {value!r}")
-        return dict(value)
+        return {name: item for name, (_, item) in self._joined(key).items()}
+
+    def sources(self, key: str) -> dict[str, Path]:
+        """Return the table ``key`` with its values as paths of files next to the file that has the entry."""
+        return {name: path.parent / item for name, (path, item) in self._joined(key).items()}
 
     def finish(self) -> None:
-        if unknown := self._table.keys() - self._read:
-            raise ImageError(f"{self._path}: unknown: {', '.join(sorted(unknown))}; known are {', '.join(sorted(self._read))}")
+        for layer in self._layers:
+            if unknown := layer.table.keys() - self._read:
+                raise ImageError(
+                    f"{layer.path}: unknown: {', '.join(sorted(unknown))}; known are {', '.join(sorted(self._read))}"
+                )
 
-    def _value(self, key: str) -> object:
+    def _joined(self, key: str) -> dict[str, tuple[Path, str]]:
+        joined: dict[str, tuple[Path, str]] = {}
+        # Wins what is written last.
+        for path, value in reversed(self._values(key)):
+            if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
+                raise ImageError(f"{path}: {key} must be a table of strings, not {value!r}")
+            joined |= {name: (path, item) for name, item in value.items()}
+        return joined
+
+    def _value(self, key: str) -> tuple[Path, object]:
+        return self._values(key)[0]
+
+    def _values(self, key: str) -> list[tuple[Path, object]]:
+        """Return what the files say, the one that wins first, and the file that says it."""
         self._read.add(key)
-        if key not in self._table:
-            raise ImageError(f"{self._path}: {key} is missing")
-        return self._table[key]
+        found = [(layer.path, layer.table[key]) for layer in self._layers if key in layer.table]
+        if not found:
+            raise ImageError(f"{self._layers[0].path}: {key} is missing")
+        return found

@@ -70,11 +70,12 @@ class Signer:
 
 @dataclass
 class Archive:
-    """A mirror below ``root`` with one suite, ``test``; ``publish`` writes what ``add`` collected."""
+    """One suite of a mirror below ``root``; ``publish`` writes what ``add`` collected."""
 
     root: Path
     signer: Signer
     architecture: str = "amd64"
+    suite: str = "test"
     _stanzas: list[str] = field(default_factory=list)
 
     @property
@@ -83,11 +84,11 @@ class Archive:
 
     @property
     def in_release(self) -> Path:
-        return self.root / "dists/test/InRelease"
+        return self.root / f"dists/{self.suite}/InRelease"
 
     @property
     def packages_index(self) -> Path:
-        return self.root / f"dists/test/main/binary-{self.architecture}/Packages"
+        return self.root / f"dists/{self.suite}/main/binary-{self.architecture}/Packages"
 
     def add(self, name: str, data: bytes, version: str = "1.0", depends: str = "") -> Path:
         file = f"pool/{name}_{version}_{self.architecture}.deb"
@@ -106,7 +107,7 @@ class Archive:
         self.packages_index.write_bytes(index)
         path = f"main/binary-{self.architecture}/Packages"
         release = (
-            "Origin: Debian\nLabel: Debian\nSuite: test\nCodename: test\nDate: Sat, 21 Nov 2026 00:00:00 UTC\n"
+            f"Origin: Debian\nLabel: Debian\nSuite: {self.suite}\nCodename: {self.suite}\nDate: Sat, 21 Nov 2026 00:00:00 UTC\n"
             f"Architectures: {self.architecture}\nComponents: main\nSHA256:\n {hashlib.sha256(index).hexdigest()} {len(index)} {path}\n"
         )
         self.in_release.write_bytes(self.signer.sign(release.encode()))

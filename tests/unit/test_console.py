@@ -327,7 +327,7 @@ class TestScript:
 
     @pytest.fixture
     def script(self, tmp_path: Path) -> Path:
-        text = (recipes_directory() / "debian-12/console_shell").read_text()
+        text = (recipes_directory() / "common/console_shell").read_text()
         (tmp_path / "script").write_text(text.replace("/run/", f"{tmp_path}/"))
         return tmp_path / "script"
 

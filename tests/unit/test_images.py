@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import lzma
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
@@ -140,6 +142,22 @@ def test_an_image_is_built_from_cached_packages_when_the_mirror_is_gone(
     cache.remove(store.KIND, recipe.key)
     (archive.root / "pool").rename(archive.root / "gone")
     assert images.build(recipe, cache, lambda: archive.url).packages == image.packages
+
+
+def test_a_kernel_of_another_suite_in_packages_of_its_own(recipe: Recipe, cache: Cache, archive: Archive, signer: Signer) -> None:
+    """As Debian's 7.x has it."""
+    newer = Archive(archive.root, signer, suite="newer")
+    below = "./usr/lib/modules/7.2-test"
+    newer.add("linux-image", deb({}), "2.0", depends="linux-base-7.2, linux-binary-7.2, linux-modules-7.2")
+    newer.add("linux-base-7.2", deb({f"{below}/config": b"CONFIG_PPC_4K_PAGES=y\n"}))
+    newer.add("linux-binary-7.2", deb({f"{below}/vmlinuz": vmlinux("7.2-test")}))
+    newer.add("linux-modules-7.2", deb({f"{below}/kernel/virtio_net.ko.xz": lzma.compress(module())}))
+    newer.publish()
+    recipe = dataclasses.replace(recipe, kernel_suites=("newer",), kernel_files=("linux-b*", "linux-modules-*"))
+    image = images.build(recipe, cache, lambda: archive.url)
+    assert (image.kernel_release, image.page_size, image.modules) == ("7.2-test", 4096, ("virtio_net",))
+    assert set(image.packages) == {"linux-base-7.2", "linux-binary-7.2", "linux-modules-7.2", "tools"}
+    assert tree(image)["lib/modules/virtio_net.ko"][1] == module()
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ TEXT = """
 description = "a test"
 suites = ["test"]
 architecture = "amd64"
+kernel_suites = ["test"]
 kernel_package = "linux-image"
 kernel_files = ["linux-image-[0-9]*"]
 packages = ["tools"]
@@ -74,12 +75,73 @@ def test_what_is_wrong_is_named(directory: Path, old: str, new: str, says: str) 
     assert "recipe.toml" in str(caught.value)
 
 
+@pytest.fixture
+def based(directory: Path) -> Path:
+    """The recipe ``two``: its own kernel, everything else from a base."""
+    (directory / "common").mkdir()
+    lines = [line for line in TEXT.splitlines() if not line.startswith(("kernel", "description"))]
+    (directory / "common/base.toml").write_text("\n".join(lines))
+    (directory / "common/init").write_text("#!/bin/sh\n")
+    (directory / "two").mkdir()
+    (directory / "two/recipe.toml").write_text(
+        'base = "common"\ndescription = "two"\nkernel_suites = ["two"]\nkernel_package = "two"\nkernel_files = ["two"]\n'
+    )
+    return directory
+
+
+def test_a_base_says_what_the_recipe_does_not(based: Path) -> None:
+    found = recipe.load("two", based)
+    assert recipe.names(based) == ["one", "two"]
+    assert (found.kernel_suites, found.suites, found.modules) == (("two",), ("test",), ("virtio_net",))
+    assert found.files == (recipe.File("init", based / "common/init", 0o755),)
+
+
+def test_a_recipe_wins_over_its_base_and_adds_to_its_tables(based: Path) -> None:
+    path = based / "two/recipe.toml"
+    path.write_text(
+        path.read_text() + 'modules = ["e1000"]\n[programs]\n"bin/more" = "bin/more"\n[files]\n"init" = "mine"\n"x" = "x"\n'
+    )
+    for name in ("mine", "x"):
+        (based / "two" / name).write_text(name)
+    found = recipe.load("two", based)
+    assert found.modules == ("e1000",)
+    assert found.programs == {"bin/tool": "usr/bin/tool", "bin/more": "bin/more"}
+    assert {file.path: file.source for file in found.files} == {"init": based / "two/mine", "x": based / "two/x"}
+
+
+@pytest.mark.parametrize("name", ["base.toml", "init"])
+def test_a_changed_base_is_another_image(based: Path, name: str) -> None:
+    before = recipe.load("two", based).key
+    path = based / "common" / name
+    path.write_text(path.read_text() + "# a word\n")
+    assert recipe.load("two", based).key != before
+
+
+@pytest.mark.parametrize(
+    ("path", "old", "new", "says"),
+    [
+        ("two/recipe.toml", '"common"', '"gone"', r"two/recipe\.toml: base must name .* not 'gone'; there are common"),
+        ("two/recipe.toml", '"common"', "7", r"two/recipe\.toml: base must name .* not 7"),
+        ("two/recipe.toml", "kernel_suites", "#", r"two/recipe\.toml: kernel_suites is missing"),
+        ("common/base.toml", "suites", "#", r"two/recipe\.toml: suites is missing"),
+        ("common/base.toml", '["test"]', '"test"', r"common/base\.toml: suites must be a list"),
+        ("common/base.toml", "[programs]", "[programs]\nx = 7", r"common/base\.toml: programs must be a table of strings"),
+        ("common/base.toml", "suites", 'base = "common"\nsuites', r"common/base\.toml: unknown: base"),
+    ],
+)
+def test_what_is_wrong_in_a_base_is_named(based: Path, path: str, old: str, new: str, says: str) -> None:
+    (based / path).write_text((based / path).read_text().replace(old, new, 1))
+    with pytest.raises(ImageError, match=says):
+        recipe.load("two", based)
+
+
 def test_an_unknown_name_says_which_are_known(directory: Path) -> None:
     with pytest.raises(ImageError, match="no guest image is called 'two': known are one"):
         recipe.load("two", directory)
 
 
 def test_the_recipes_that_come_with_the_package_are_sound() -> None:
-    assert "debian-12" in recipe.names()
-    for name in recipe.names():
-        assert recipe.load(name).modules
+    found = {name: recipe.load(name) for name in recipe.names()}
+    assert list(found) == ["debian-12", "debian-13", "debian-13-64k", "debian-sid", "debian-sid-64k"]
+    assert len({one.key for one in found.values()}) == len(found)
+    assert len({(one.suites, one.packages, one.files, one.modules) for one in found.values()}) == 1, "one userland for all"
