@@ -81,10 +81,14 @@ class Device(ABC):
             raise NotConfigured(f"the guest did not configure {self.kind} {self.id}: {error}") from error
         if clue is Clue.FAILED:
             raise NotConfigured(f"the guest failed to configure {self.kind} {self.id}: {'; '.join(seen)}")
-        if self.kind is not Kind.PCI:
+        if not self.kind.by_drmgr:
             self.machine.guest.settle()
         if (presence := self.guest_presence()) is not Presence.PRESENT:
             raise NotConfigured(f"the guest says that it configured {self.kind} {self.id}, but its sysfs says {presence}")
+
+    def unannounced(self, since: int) -> str | None:  # noqa: ARG002 - for those kinds that have a say
+        """Return the evidence if QEMU told the guest nothing of an unplug since the cursor; None if it tells of each."""
+        return None
 
     def views(self) -> Views:
         """Return QEMU's and the guest's view, each asked now."""

@@ -38,6 +38,9 @@ class Unpluggable(Protocol):
     def unplug_clue(self, record: Record) -> Clue | None:
         """Return what a record says of the guest's giving up this device."""
 
+    def unannounced(self, since: int) -> str | None:
+        """Return the evidence if QEMU told the guest nothing of the unplug since the cursor."""
+
     def views(self) -> Views:
         """Return QEMU's and the guest's view, each asked now."""
 
@@ -103,7 +106,7 @@ class Judge:
                 return told
         if (halted := self._halted()) is not None:
             return self._told(since) or halted
-        if self._device.kind is Kind.PCI and (unheard := self._errd_deaf()) is not None:
+        if (unheard := self._unheard(since)) is not None:
             return self._told(since) or unheard
         return self._listen(since, deadline)
 
@@ -133,12 +136,14 @@ class Judge:
             return _Verdict(Outcome.PENDING, Silence.NOT_DELIVERED, evidence=["the machine has no operating system"])
         return None
 
-    def _errd_deaf(self) -> _Verdict | None:
-        state = self._machine.guest.rtas_errd.state()
-        if state is ErrdState.RUNNING:
-            return None
-        line = f"guest: rtas_errd is {state}; the kernel keeps the event for it"
-        return _Verdict(Outcome.PENDING, Silence.NOT_DELIVERED, evidence=[line])
+    def _unheard(self, since: int) -> _Verdict | None:
+        """Return the verdict if who has to act in the guest does not get the event."""
+        line = self._device.unannounced(since)
+        if line is None and self._device.kind.by_drmgr:
+            state = self._machine.guest.rtas_errd.state()
+            if state is not ErrdState.RUNNING:
+                line = f"guest: rtas_errd is {state}; the kernel keeps the event for it"
+        return None if line is None else _Verdict(Outcome.PENDING, Silence.NOT_DELIVERED, evidence=[line])
 
     def _listen(self, since: int, deadline: Deadline) -> _Verdict:
         """Follow the guest's work, clue by clue, until it is over."""
@@ -181,7 +186,7 @@ class Judge:
 
     def _blocked(self) -> str | None:
         """Return the evidence if the guest's drmgr is kept from its work by another one."""
-        if self._device.kind is not Kind.PCI:
+        if not self._device.kind.by_drmgr:
             return None
         holder = self._machine.guest.drmgr.lock_holder()
         if holder is None or f"{self._device.drcs[0]:#x}" in holder.command:
@@ -240,7 +245,7 @@ class Judge:
 
     def _settle(self, since: int) -> None:
         """Return when the guest is done with the event, so that its view and QEMU's can be compared."""
-        if self._device.kind is Kind.PCI:
+        if self._device.kind.by_drmgr:
             self._await_drmgr(since)
         else:
             self._machine.guest.settle()

@@ -11,6 +11,13 @@ class Kind(StrEnum):
     CORE = "core"
     DIMM = "dimm"
     PCI = "pci"
+    PHB = "phb"
+    NVDIMM = "nvdimm"
+
+    @property
+    def by_drmgr(self) -> bool:
+        """Whether the guest's part is that of drmgr, in user space. For other kinds the guest's kernel does all."""
+        return self in (Kind.PCI, Kind.PHB)
 
 
 class Outcome(StrEnum):

@@ -6,8 +6,10 @@ import pytest
 
 from pytest_spapr import Kind
 
+from .kinds import KINDS
 
-@pytest.fixture(params=list(Kind), ids=str)
+
+@pytest.fixture(params=KINDS, ids=str)
 def kind(request: pytest.FixtureRequest) -> Kind:
     """Each kind of device in turn."""
     kind: Kind = request.param

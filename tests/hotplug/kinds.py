@@ -19,6 +19,8 @@ def plug(machine: PseriesMachine, kind: Kind, **options: Any) -> Device:
             return machine.dimms.plug(**options)
         case Kind.PCI:
             return machine.pci.plug("virtio-rng-pci", **options)
+        case _:
+            raise NotImplementedError(kind)
 
 
 @contextmanager
@@ -34,9 +36,14 @@ def silenced(machine: PseriesMachine, kind: Kind) -> Iterator[None]:
             silence = machine.guest.memory.offline_refused()
         case Kind.PCI:
             silence = machine.guest.rtas_errd.killed()
+        case _:
+            raise NotImplementedError(kind)
     with silence:
         yield
 
+
+#: What this module knows to plug, and what goes again.
+KINDS = (Kind.CORE, Kind.DIMM, Kind.PCI)
 
 #: The contract's name of the silence that :func:`silenced` makes.
 SILENCE = {Kind.CORE: "machine paused", Kind.DIMM: "first LMB refused", Kind.PCI: "rtas_errd absent"}

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pytest_spapr import Contract, Guest, Kind, Outcome, Presence, PseriesMachine
 
 from .inventory import events_since
-from .kinds import SILENCE, plug, silenced
+from .kinds import KINDS, SILENCE, plug, silenced
 
 
 def test_a_removal_is_told_exactly_once(machine: PseriesMachine, contract: Contract, kind: Kind) -> None:
@@ -71,7 +71,7 @@ def test_before_the_guest_runs_a_removal_asks_nobody(
 
 def test_a_guest_that_keeps_its_device_can_give_up_the_others(machine: PseriesMachine, guest: Guest, contract: Contract) -> None:
     """X02: a refused core, a silent DIMM and a removed PCI device, and each event goes to the right one."""
-    core, dimm, pci = (plug(machine, kind) for kind in Kind)
+    core, dimm, pci = (plug(machine, kind) for kind in KINDS)
     since = machine.timeline.mark()
     with guest.memory.offline_refused(), guest.cpus.offline(0):
         assert core.unplug() == contract.refusal(core, cause="last online CPU")

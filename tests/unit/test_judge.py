@@ -76,6 +76,7 @@ def judge(machine: ScriptedMachine, kind: Kind = Kind.CORE, seconds: float = 2.0
         kind=kind,
         drcs=(DRC,),
         unplug_clue=clue,
+        unannounced=lambda since: None,
         views=lambda: Views(Presence.PRESENT, Presence.UNKNOWN),
     )
     return Judge(cast("Unpluggable", device), cast("Machine", machine), pending=machine.pending, seconds=seconds)
