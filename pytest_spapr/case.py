@@ -31,6 +31,7 @@ class Case:
         rig = item.config.stash[RIG]
         self.launches: list[Launch] = []
         self._item = item
+        self._cell = rig.cell(item)
         self._summary = rig.summary
         self._outcomes: dict[str, str] = {}
         self._keep = rig.settings.keep.value
@@ -111,6 +112,7 @@ class Case:
             self._defects.extend(defect.id for defect in defects(self._item))
         if report.when == "teardown":
             facts = summary.facts(self.launches)
+            facts["cell"] = self._cell.id if self._cell else ""
             facts["defects"] = self._defects
             facts["artefacts"] = None if self._artefacts is None else str(self._artefacts)
             facts["kept"] = self._kept

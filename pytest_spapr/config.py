@@ -1,16 +1,19 @@
 """Settings: what can be set, where from, and who wins.
 
 One function decides for every setting: mark > command line > environment > ini file > default. This is the only module that
-reads the process's environment.
+reads the process's environment. Settings are those of one cell, a QEMU build with a guest image: where several of either are named,
+there are as many cells as pairs.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import StrEnum
+from itertools import product
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
@@ -60,6 +63,8 @@ class Option:
 
     :ivar kind: ``place`` is a name, or a path when it has a slash; ``path`` always a path. Relative paths start at the current
         directory, those of an ini file at that file's directory.
+    :ivar many: whether several may be given, one for each cell: the option is repeated, the ini file has one on each line, and the
+        environment has them with blanks or commas between them, quoted as in a shell.
     """
 
     name: str
@@ -67,6 +72,7 @@ class Option:
     help: str
     metavar: str | None = None
     choices: tuple[str, ...] = ()
+    many: bool = False
 
     @property
     def option(self) -> str:
@@ -94,13 +100,16 @@ OPTIONS = (
         kind="place",
         metavar="PATH|NAME",
         help="QEMU under test: a qemu-system-ppc64 binary, or the name of a packaged build, e.g. 7.2. "
-        "Default: qemu-system-ppc64 on PATH, else the newest packaged build",
+        "Default: qemu-system-ppc64 on PATH, else the newest packaged build. Repeat it to run the tests with several",
+        many=True,
     ),
     Option(
         name="image",
         kind="place",
         metavar="NAME|DIRECTORY",
-        help="guest image: a recipe's name, e.g. debian-12 (built when it is not in the cache), or the directory of a built image",
+        help="guest image: a recipe's name, e.g. debian-12 (built when it is not in the cache), or the directory of a built image. "
+        "Repeat it to run the tests with several",
+        many=True,
     ),
     Option(name="kernel", kind="path", metavar="VMLINUX", help="boot this guest kernel instead of the image's"),
     Option(
@@ -155,7 +164,7 @@ OPTIONS = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
-    """All settings, decided. The names are those of :data:`OPTIONS`."""
+    """All settings of one cell, decided. The names are those of :data:`OPTIONS`."""
 
     qemu: Setting[str | None]
     image: Setting[str | None]
@@ -177,16 +186,23 @@ class Settings:
         """Whether the user asked for machines by naming any part of one: only then may something be downloaded."""
         return self.qemu.named or self.image.named or self.kernel.named
 
-    def table(self) -> list[tuple[str, str, Source]]:
-        """Return (name, value, source) of every setting, for people."""
-        settings = [(field.name, getattr(self, field.name)) for field in fields(self)]
-        return [(name, "-" if setting.value is None else str(setting.value), setting.source) for name, setting in settings]
+
+def table(cells: Sequence[Settings]) -> list[tuple[str, str, Source]]:
+    """Return (name, value, source) of every setting, for people; of what the cells differ in, all values."""
+    rows = []
+    for field in fields(Settings):
+        settings: list[Setting[Any]] = [getattr(cell, field.name) for cell in cells]
+        values = dict.fromkeys("-" if setting.value is None else str(setting.value) for setting in settings)
+        rows.append((field.name, " and ".join(values), settings[0].source))
+    return rows
 
 
 def decide(name: str, layers: Mapping[Source, Mapping[str, Any]], default: T) -> Setting[Any | T]:
-    """Return the value of the layer with the highest precedence that has one; None and "" are none."""
+    """Return the value of the layer with the highest precedence that has one; None, "" and a list of such are none."""
     for source in Source:
         value = layers.get(source, {}).get(name)
+        if isinstance(value, list):
+            value = [one for one in value if one] or None
         if value is not None and value != "":
             return Setting(value, source)
     return Setting(default, Source.DEFAULT)
@@ -199,12 +215,24 @@ def read(
     environment: Mapping[str, str] | None = None,
     ini_directory: Path | None = None,
 ) -> Settings:
-    """Decide all settings.
+    """Decide all settings, for who needs one cell: the first. See :func:`read_cells`."""
+    return read_cells(command_line, ini, environment=environment, ini_directory=ini_directory)[0]
 
-    :param command_line: values by name (without ``spapr_``); absent or None where not given.
+
+def read_cells(
+    command_line: Mapping[str, Any] | None = None,
+    ini: Mapping[str, Any] | None = None,
+    *,
+    environment: Mapping[str, str] | None = None,
+    ini_directory: Path | None = None,
+) -> tuple[Settings, ...]:
+    """Decide all settings of each cell: of every named QEMU build with every named guest image, those of one build together.
+
+    :param command_line: values by name (without ``spapr_``); absent or None where not given, a list where an option was repeated.
     :param ini: the same from an ini file. :param ini_directory: where its relative paths start.
     :param environment: instead of the process's own, for tests.
-    :raises ConfigError: for a value outside its choices, and for ``modules`` without ``kernel``. Nothing is looked up on disk.
+    :raises ConfigError: for a value outside its choices, one that is given twice, and for ``modules`` without ``kernel``. Nothing is
+        looked up on disk.
     """
     environ = os.environ if environment is None else environment
     layers: dict[Source, Mapping[str, Any]] = {
@@ -222,20 +250,50 @@ def read(
         "strict": False,
         "cache_dir": platformdirs.user_cache_path("pytest-spapr"),
     }
-    values: dict[str, Any] = {}
+    values: dict[str, list[Setting[Any]]] = {}
     for option in OPTIONS:
         setting = decide(option.name, layers, defaults.get(option.name))
-        if setting.named:
-            label = option.label(setting.source, setting.value)
-            base = ini_directory if setting.source is Source.INI and ini_directory else Path.cwd()
-            setting = Setting(_parse(option, setting.value, base, label), setting.source, label)
-        values[option.name] = setting
-    settings = Settings(**values)
-    if settings.modules.named and not settings.kernel.named:
+        base = ini_directory if setting.source is Source.INI and ini_directory else Path.cwd()
+        values[option.name] = _settings(option, setting, base) if setting.named else [setting]
+    # The first option varies slowest.
+    cells = tuple(Settings(**dict(zip(values, cell, strict=True))) for cell in product(*values.values()))
+    modules = cells[0].modules
+    if modules.named and not cells[0].kernel.named:
         raise ConfigError(
-            f"{settings.modules.label} names modules but no kernel: give the vmlinux that they belong to with --spapr-kernel."
+            f"{modules.label} names modules but no kernel: give the vmlinux that they belong to with --spapr-kernel."
         )
-    return settings
+    return cells
+
+
+def _settings(option: Option, setting: Setting[Any], base: Path) -> list[Setting[Any]]:
+    """Return what was given, parsed: one setting for each of several values."""
+    found: list[Setting[Any]] = []
+    for given in _several(option, setting) if option.many else [setting.value]:
+        label = option.label(setting.source, given)
+        value = _parse(option, given, base, label)
+        if any(value == other.value for other in found):
+            raise ConfigError(f"{label} is given twice: name it once.")
+        found.append(Setting(value, setting.source, label))
+    return found
+
+
+def _several(option: Option, setting: Setting[Any]) -> Sequence[Any]:
+    """Return the values that were given for an option that takes several."""
+    if setting.source is not Source.ENVIRONMENT:
+        return [setting.value] if isinstance(setting.value, str) else list(setting.value)
+    words = shlex.shlex(setting.value, posix=True, punctuation_chars=False)
+    words.whitespace += ","
+    words.whitespace_split = True
+    words.commenters = ""
+    try:
+        found = list(words)
+    except ValueError as error:
+        raise ConfigError(
+            f"{option.variable}={setting.value}: {error}. Write blanks or commas between values, and quotes around one with a blank."
+        ) from error
+    if not found:
+        raise ConfigError(f"{option.variable}={setting.value}: names nothing. Write blanks or commas between values.")
+    return found
 
 
 def _parse(option: Option, value: Any, base: Path, label: str) -> Any:

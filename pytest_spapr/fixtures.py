@@ -14,6 +14,7 @@ import pytest
 from pytest_spapr import markers
 from pytest_spapr.ahead import Ahead
 from pytest_spapr.case import case_of
+from pytest_spapr.cells import Cell
 from pytest_spapr.deadline import budgets
 from pytest_spapr.errors import SpaprError
 from pytest_spapr.report.artefacts import Launch
@@ -63,45 +64,59 @@ class LaunchMachine(Protocol):
 
 
 @pytest.fixture(scope="session")
-def qemu_build(request: pytest.FixtureRequest) -> QemuBuild:
+def spapr_cell(request: pytest.FixtureRequest) -> Cell:
+    """The QEMU build and the guest image of the test. Where several of either are named, each test is run for each pair."""
+    cell: Cell | None = getattr(request, "param", None)
+    cells = request.config.stash[RIG].cells
+    if cell is None and len(cells) > 1:
+        # By request.getfixturevalue, or in a unittest.TestCase.
+        pytest.fail(
+            f"this run is for {len(cells)} pairs of QEMU build and guest image, and pytest cannot see that this test is for them: "
+            "name a fixture of pytest-spapr (machine, launch_machine) among the arguments of the test function.",
+            pytrace=False,
+        )
+    return cell or cells[0]
+
+
+@pytest.fixture(scope="session")
+def qemu_build(spapr_cell: Cell) -> QemuBuild:
     """The QEMU build under test, probed."""
-    rig = request.config.stash[RIG]
     try:
-        return rig.build()
+        return spapr_cell.build()
     except SpaprError as error:
-        _give_up(rig, error)
+        _give_up(spapr_cell, error)
 
 
 @pytest.fixture(scope="session")
-def guest_image(request: pytest.FixtureRequest) -> GuestImage:
+def guest_image(spapr_cell: Cell) -> GuestImage:
     """The guest image that machines boot."""
-    rig = request.config.stash[RIG]
     try:
-        return rig.image()
+        return spapr_cell.image()
     except SpaprError as error:
-        _give_up(rig, error)
+        _give_up(spapr_cell, error)
 
 
 @pytest.fixture(scope="session")
-def spapr_accelerator(request: pytest.FixtureRequest) -> str:
+def spapr_accelerator(spapr_cell: Cell) -> str:
     """``tcg`` or ``kvm``."""
-    rig = request.config.stash[RIG]
     try:
-        return rig.accelerator()
+        return spapr_cell.accelerator()
     except SpaprError as error:
-        _give_up(rig, error)
+        _give_up(spapr_cell, error)
 
 
 @pytest.fixture(scope="session")
-def spapr_harness(request: pytest.FixtureRequest, qemu_build: QemuBuild, spapr_accelerator: str) -> Iterator[Harness]:
-    """What all machines of the session share."""
+def spapr_harness(
+    request: pytest.FixtureRequest, spapr_cell: Cell, qemu_build: QemuBuild, spapr_accelerator: str
+) -> Iterator[Harness]:
+    """What all machines of the session share; those of one cell, where there are several."""
     rig = request.config.stash[RIG]
     with harness(qemu_build, spapr_accelerator, keep=rig.settings.keep.value != "never") as shared:
-        ahead = rig.ahead = Ahead(rig.starter(), shared, rig.slots())
+        ahead = spapr_cell.ahead = Ahead(rig.starter(), shared, rig.slots())
         try:
             yield shared
         finally:
-            rig.ahead = None
+            spapr_cell.ahead = None
             ahead.drop()
             rig.starter().close()
 
@@ -176,12 +191,16 @@ def prepare_next(config: pytest.Config) -> None:
     """Have the next test's machine started in the background, if that test wants a clone and its template exists."""
     rig = config.stash[RIG]
     item = rig.next_item
-    if rig.ahead is None or item is None or "machine" not in getattr(item, "fixturenames", ()):
+    if item is None or "machine" not in getattr(item, "fixturenames", ()):
+        return
+    cell = rig.cell(item)
+    # Another cell's harness is made when its first test begins.
+    if cell is None or cell.ahead is None:
         return
     try:
-        how, spec = _wanted(item, rig, rig.accelerator(), {}, guest=True)
+        how, spec = _wanted(item, rig, cell.accelerator(), {}, guest=True)
         if how == "clone":
-            rig.ahead.prepare(spec, rig.image())
+            cell.ahead.prepare(spec, cell.image())
     except Exception:  # noqa: BLE001 - a bad mark or hook of another test is that test's to tell
         return
 
@@ -198,7 +217,8 @@ def _start(item: pytest.Item, shared: Harness, record: Launch, how: str, progres
     """Start the machine of ``record``, note how it was done, and return it."""
     rig = item.config.stash[RIG]
     if how == "clone" and record.image is not None:
-        if rig.ahead and (machine := rig.ahead.take(record.spec, record.image)):
+        cell = rig.cell(item)
+        if cell and cell.ahead and (machine := cell.ahead.take(record.spec, record.image)):
             record.how = "ahead"
             record.timeline = machine.timeline
             record.timeline.step(f"machine for {item.nodeid}")
@@ -219,8 +239,8 @@ def _with_hook_arguments(item: pytest.Item, spec: MachineSpec) -> MachineSpec:
     return replace(spec, qemu_args=(*spec.qemu_args, *(word for answer in answers for word in answer)))
 
 
-def _give_up(rig: Rig, error: SpaprError) -> NoReturn:
+def _give_up(cell: Cell, error: SpaprError) -> NoReturn:
     """Skip for want of a default, unless the user is strict; fail for anything else."""
-    if isinstance(error, Unavailable) and not rig.settings.strict.value:
+    if isinstance(error, Unavailable) and not cell.settings.strict.value:
         pytest.skip(str(error))
     pytest.fail(str(error), pytrace=False)

@@ -31,10 +31,11 @@ from pytest_spapr.fixtures import (  # noqa: F401 - pytest finds fixtures among 
     qemu_build,
     qmp,
     spapr_accelerator,
+    spapr_cell,
     spapr_harness,
 )
 from pytest_spapr.report import artefacts
-from pytest_spapr.rig import RIG, Rig, progress_past_capture
+from pytest_spapr.rig import CELL, RIG, Rig, progress_past_capture
 from pytest_spapr.supply import check_named
 
 _ACCOUNT = "spapr-account"
@@ -48,9 +49,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         shape: dict[str, Any] = {"action": "store_true"} if option.kind == "flag" else {"metavar": option.metavar}
         if option.choices:
             shape = {"choices": option.choices}
+        if option.many:
+            shape["action"] = "append"
         text = f"{option.help}. [{option.variable}, ini {option.dest}]"
         group.addoption(option.option, dest=option.dest, default=None, help=text, **shape)
-        parser.addini(option.dest, f"As {option.option}.", type="string", default=None)
+        if option.many:
+            parser.addini(option.dest, f"As {option.option}, one on each line.", type="linelist", default=None)
+        else:
+            parser.addini(option.dest, f"As {option.option}.", type="string", default=None)
 
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
@@ -60,17 +66,18 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     markers.register(config)
     try:
-        decided = settings.read(
+        decided = settings.read_cells(
             {option.name: config.getoption(option.dest) for option in settings.OPTIONS},
             {option.name: config.getini(option.dest) for option in settings.OPTIONS},
             ini_directory=None if config.inipath is None else config.inipath.parent,
         )
-        check_named(decided)
+        for cell in decided:
+            check_named(cell)
     except ConfigError as error:
         raise pytest.UsageError(str(error)) from error
-    rig = Rig(decided, _run_directory(config, decided))
+    rig = Rig(decided, _run_directory(config, decided[0]))
     config.stash[RIG] = rig
-    config.pluginmanager.register(_Account(rig), _ACCOUNT)
+    config.pluginmanager.register(_Account(config, rig), _ACCOUNT)
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
@@ -79,7 +86,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
         return []
     named = [
         f"{name} {value} ({source})"
-        for name, value, source in rig.settings.table()
+        for name, value, source in settings.table([cell.settings for cell in rig.cells])
         if source is not settings.Source.DEFAULT and name != "cache_dir"
     ]
     return [f"spapr: {', '.join(named)}", f"spapr: cache {rig.settings.cache_dir.value}"]
@@ -94,6 +101,13 @@ def pytest_sessionstart(session: pytest.Session) -> None:
             with progress_past_capture(config) as progress:
                 rig.obtain(progress)
             _begin(config, rig)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run each test for each cell, those of one cell together: pytest orders tests by the parameters of a session."""
+    cells = metafunc.config.stash[RIG].cells
+    if len(cells) > 1 and CELL in metafunc.fixturenames:
+        metafunc.parametrize(CELL, cells, indirect=True, ids=[cell.id for cell in cells], scope="session")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -120,9 +134,9 @@ def pytest_runtestloop(session: pytest.Session) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Before pytest itself looks at xfail marks."""
     if any(item.iter_markers(markers.DEFECT)):
-        rig = item.config.stash[RIG]
-        if rig.has_build:
-            markers.expect_defects(item, rig.build(), rig.accelerator())
+        cell = item.config.stash[RIG].cell(item)
+        if cell is not None and cell.has_build:
+            markers.expect_defects(item, cell.build(), cell.accelerator())
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -145,6 +159,8 @@ def pytest_runtest_makereport(
     report = yield
     if case := item.stash.get(CASE, None):
         case.report(call, report)
+    if CELL in getattr(item, "fixturenames", ()) and (cell := item.config.stash[RIG].cell(item)):
+        report.spapr_cell = cell.id  # type: ignore[attr-defined]  # travels with the report, as its facts do
     return report
 
 
@@ -166,16 +182,22 @@ def _is_ours(value: object, name: str) -> bool:
 class _Account:
     """Sums up the tests, in the process that has the terminal: reports of xdist's workers arrive there too."""
 
-    def __init__(self, rig: Rig) -> None:
+    def __init__(self, config: pytest.Config, rig: Rig) -> None:
+        self._config = config
         self._bench = rig
         self._began = time.time()
         self.workers: list[int] = []
         self._told = False
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        summary = self._bench.summary
         facts = getattr(report, "spapr", None)
         if facts is not None:
-            self._bench.summary.add(facts)
+            summary.add(facts)
+        if cell := getattr(report, "spapr_cell", ""):
+            # The words that pytest's own last line has.
+            status = self._config.hook.pytest_report_teststatus(report=report, config=self._config)
+            summary.add_verdict(cell, status[0])
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None, object, object]:
@@ -219,8 +241,9 @@ def _begin(config: pytest.Config, rig: Rig) -> None:
     """Say what is tested, and end in good order from now on."""
     _exit_on_sigterm(config)
     reporter = config.pluginmanager.get_plugin("terminalreporter")
-    if reporter is not None and rig.facts():
-        reporter.write_line(f"spapr: {rig.facts()}")
+    if reporter is not None:
+        for line in rig.facts():
+            reporter.write_line(f"spapr: {line}")
 
 
 def _run_directory(config: pytest.Config, decided: settings.Settings) -> Path:

@@ -1,85 +1,66 @@
-"""What one pytest process has at hand for its machines: settings, QEMU build, accelerator, guest image, and the run's summary."""
+"""What one pytest process has at hand for its machines: settings, the cells of its matrix, and the run's summary."""
 
 from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_spapr.cells import Cell, make_cells
 from pytest_spapr.config import Settings
 from pytest_spapr.errors import SpaprError
 from pytest_spapr.report.summary import Summary
 from pytest_spapr.starts import Starter
-from pytest_spapr.supply import Unavailable, check_recipe, supply_accelerator, supply_build, supply_image
+from pytest_spapr.supply import Unavailable
 from pytest_spapr.timeline import Lane, Record, Timeline
 
 if TYPE_CHECKING:
-    from pytest_spapr.ahead import Ahead
-    from pytest_spapr.cache import Cache
-    from pytest_spapr.images.store import GuestImage
     from pytest_spapr.progress import Progress
-    from pytest_spapr.qemu.build import QemuBuild
     from pytest_spapr.slots import Slots
 
-T = TypeVar("T")
+#: The fixture that stands for the test's cell: all others come from it.
+CELL = "spapr_cell"
 
 # started, modules loaded, sshd listening, ready
 _BOOT_PHASES = 4
 
-_NEEDS_BUILD = frozenset({"qemu_build", "spapr_harness", "launch_machine", "machine", "guest", "qmp", "contract"})
 _NEEDS_IMAGE = frozenset({"guest_image", "launch_machine", "machine", "guest", "qmp", "contract"})
 
 
 class Rig:
-    """One per pytest process, in ``config.stash[RIG]``. Each thing is found or made once; an error stays the same error.
+    """One per pytest process, in ``config.stash[RIG]``.
 
-    :param run_directory: where this run's artefacts go; made when there is the first.
-    :ivar next_item: the test after the one that runs, where pytest knows it. :ivar ahead: prepares its machine, while a harness lives.
+    :param settings: of each cell. :param run_directory: where this run's artefacts go; made when there is the first.
+    :ivar settings: of the first cell, for what all have in common. :ivar cells: every QEMU build with every guest image.
+    :ivar next_item: the test after the one that runs, where pytest knows it.
     """
 
-    def __init__(self, settings: Settings, run_directory: Path) -> None:
-        self.settings = settings
+    def __init__(self, settings: Sequence[Settings], run_directory: Path) -> None:
+        self.settings = settings[0]
+        self.cells = make_cells(settings)
         self.run_directory = run_directory
         self.summary = Summary()
         self.next_item: pytest.Item | None = None
-        self.ahead: Ahead | None = None
         self._booted = False
         self._starter: Starter | None = None
         self._slots: Slots | None = None
-        self._build: _Once[QemuBuild] = _Once()
-        self._accelerator: _Once[str] = _Once()
-        self._image: _Once[GuestImage] = _Once()
 
-    def cache(self) -> Cache:
-        from pytest_spapr.cache import Cache
-
-        return Cache(self.settings.cache_dir.value)
-
-    @property
-    def has_build(self) -> bool:
-        return self._build.value is not None
-
-    def build(self, progress: Progress | None = None) -> QemuBuild:
-        """Return the QEMU build under test. :raises SpaprError: see ``supply_build``."""
-        return self._build.get(lambda: supply_build(self.settings, self.cache(), progress or _silent()))
-
-    def accelerator(self) -> str:
-        """Return ``tcg`` or ``kvm``. :raises SpaprError: see ``supply_accelerator``."""
-        return self._accelerator.get(lambda: supply_accelerator(self.settings, self.build()))
-
-    def image(self, progress: Progress | None = None) -> GuestImage:
-        """Return the guest image. :raises SpaprError: see ``supply_image``."""
-        return self._image.get(lambda: supply_image(self.settings, self.cache(), progress or _silent()))
+    def cell(self, item: pytest.Item) -> Cell | None:
+        """Return the test's cell: that which it is run for, or the only one there is."""
+        found = item.callspec.params.get(CELL) if hasattr(item, "callspec") else None
+        if isinstance(found, Cell):
+            return found
+        return self.cells[0] if len(self.cells) == 1 else None
 
     def starter(self) -> Starter:
         """Return what starts this process's machines."""
         if self._starter is None:
-            self._starter = Starter(self.cache(), self.settings.template_space.value)
+            self._starter = Starter(self.cells[0].cache(), self.settings.template_space.value)
         return self._starter
 
     def prepare(self, items: Iterable[pytest.Item], progress: Progress) -> bool:
@@ -87,37 +68,32 @@ class Rig:
 
         :raises pytest.UsageError: what the user asked for cannot be had. What a default lacks shows when a fixture needs it.
         """
-        names = {name for item in items for name in getattr(item, "fixturenames", ())}
-        if names.isdisjoint(_NEEDS_BUILD | _NEEDS_IMAGE):
-            return False
-        self.obtain(progress, image=not names.isdisjoint(_NEEDS_IMAGE))
-        return True
+        needed: dict[Cell, bool] = {}
+        for item in items:
+            names = getattr(item, "fixturenames", ())
+            if CELL in names and (cell := self.cell(item)):
+                needed[cell] = needed.get(cell, False) or not _NEEDS_IMAGE.isdisjoint(names)
+        for cell, image in needed.items():
+            self._obtain(cell, progress, image=image)
+        return bool(needed)
 
-    def obtain(self, progress: Progress, *, image: bool = True) -> None:
-        """Get the QEMU build, the accelerator and, if named, the guest image. :raises pytest.UsageError: as :meth:`prepare`."""
+    def obtain(self, progress: Progress) -> None:
+        """Get what all cells consist of. :raises pytest.UsageError: as :meth:`prepare`."""
+        for cell in self.cells:
+            self._obtain(cell, progress, image=True)
+
+    def _obtain(self, cell: Cell, progress: Progress, *, image: bool) -> None:
         try:
-            if image:
-                check_recipe(self.settings)
-            self.build(progress)
-            self.accelerator()
-            if image and self.settings.asked:
-                self.image(progress)
+            cell.obtain(progress, image=image)
         except Unavailable:
             pass
         except SpaprError as error:
             if self.settings.asked or self.settings.accel.named:
                 raise pytest.UsageError(str(error)) from error
 
-    def facts(self) -> str:
-        """Return, in one line, what is tested; only what has been found by now."""
-        found = []
-        if build := self._build.value:
-            found.append(f"{build.version_text}, {build.binary}")
-        if accelerator := self._accelerator.value:
-            found.append(accelerator)
-        if image := self._image.value:
-            found.append(f"image {image.name}, Linux {image.kernel_release}")
-        return ", ".join(found)
+    def facts(self) -> list[str]:
+        """Return what is tested, a line for each cell; only what has been found by now."""
+        return [line for cell in self.cells if (line := cell.facts())]
 
     def slots(self) -> Slots:
         """Return what bounds the machines that run at the same time. :raises ConfigError: see ``Slots.of_host``."""
@@ -208,25 +184,6 @@ def _boot_progress(config: pytest.Config, timeline: Timeline) -> Iterator[None]:
             yield
         finally:
             booting = False
-
-
-class _Once(Generic[T]):
-    """The result of the first call, or its error, for all later calls."""
-
-    def __init__(self) -> None:
-        self.value: T | None = None
-        self._error: SpaprError | None = None
-
-    def get(self, make: Callable[[], T]) -> T:
-        if self._error is not None:
-            raise self._error
-        if self.value is None:
-            try:
-                self.value = make()
-            except SpaprError as error:
-                self._error = error
-                raise
-        return self.value
 
 
 def _silent() -> Progress:

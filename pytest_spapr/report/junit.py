@@ -9,6 +9,7 @@ def properties(facts: Facts) -> list[tuple[str, str]]:
     """Return the ``spapr_*`` properties of one test; those that have no value are left out."""
     outcomes = " ".join(f"{name}={count}" for name, count in sorted(facts["outcomes"].items()))
     pairs = [
+        ("spapr_cell", facts["cell"]),
         ("spapr_qemu", facts["qemu"]),
         ("spapr_kernel", facts["kernel"]),
         ("spapr_accel", facts["accel"]),

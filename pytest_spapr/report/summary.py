@@ -6,9 +6,10 @@ A test's facts are plain dicts and lists, so that they travel with its report fr
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import median
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from pytest_spapr.report.artefacts import Launch
 
@@ -19,10 +20,12 @@ _HOWS = {"ahead": "cloned ahead", "clone": "cloned", "boot": "booted"}
 class Facts(TypedDict):
     """What one test's machines did.
 
-    ``starts``: how each machine with a guest was started, and how many seconds the test waited for it. ``whys``: why machines were
-    booted that should have been cloned. ``margins``: the waits that used most of their budget, as (what, used seconds, budget seconds).
+    ``cell``: which of the run's several, else empty. ``starts``: how each machine with a guest was started, and how many seconds the
+    test waited for it. ``whys``: why machines were booted that should have been cloned. ``margins``: the waits that used most of their
+    budget, as (what, used seconds, budget seconds).
     """
 
+    cell: str
     qemu: str
     kernel: str
     accel: str
@@ -42,6 +45,7 @@ def facts(launches: Sequence[Launch]) -> Facts:
     kernels = [f"Linux {launch.image.kernel_release}" for launch in launches if launch.image is not None]
     waits = [(margin.what, margin.used, margin.budget) for launch in launches for margin in launch.timeline.margins]
     return Facts(
+        cell="",
         qemu=launches[0].build.version_text if launches else "",
         kernel=kernels[0] if kernels else "",
         accel=launches[0].spec.accelerator if launches else "",
@@ -56,35 +60,59 @@ def facts(launches: Sequence[Launch]) -> Facts:
     )
 
 
+@dataclass(slots=True)
+class _Tally:
+    """What the tests of a cell did, or those of the whole run."""
+
+    machines: int = 0
+    named: dict[str, Counter[str]] = field(default_factory=lambda: {name: Counter() for name in ("qemu", "kernel", "accel")})
+    verdicts: Counter[str] = field(default_factory=Counter)
+    outcomes: Counter[str] = field(default_factory=Counter)
+    defects: Counter[str] = field(default_factory=Counter)
+
+    def add(self, one: Facts) -> None:
+        self.machines += one["machines"]
+        for name, counter in self.named.items():
+            if value := str(one[name]):  # type: ignore[literal-required]
+                counter[value] += one["machines"]
+        self.outcomes.update(one["outcomes"])
+        self.defects.update(one["defects"])
+
+    @property
+    def tested(self) -> str:
+        words = (" and ".join(counter) for counter in self.named.values())
+        return ", ".join(filter(None, words)) or "no test was finished"
+
+
 class Summary:
-    """The sum of all tests' facts."""
+    """The sum of all tests' facts; where the run has several cells, of each cell too."""
 
     def __init__(self) -> None:
-        self._machines = 0
+        self._all = _Tally()
+        self._cells: dict[str, _Tally] = {}
         self._starts: dict[str, list[float]] = {how: [] for how in _HOWS}
         self._whys: Counter[str] = Counter()
-        self._named: dict[str, Counter[str]] = {"qemu": Counter(), "kernel": Counter(), "accel": Counter()}
-        self._outcomes: Counter[str] = Counter()
-        self._defects: Counter[str] = Counter()
         self._margins: list[tuple[str, float, float]] = []
         self._artefacts: list[str] = []
         self.kept: list[str] = []
 
     def add(self, one: Facts) -> None:
         """Count one test."""
-        self._machines += one["machines"]
+        self._all.add(one)
+        if one["cell"]:
+            self._cell(one["cell"]).add(one)
         for how, seconds in one["starts"]:
             self._starts[how].append(seconds)
         self._whys.update(one["whys"])
-        for name, counter in self._named.items():
-            if value := str(one[name]):  # type: ignore[literal-required]
-                counter[value] += one["machines"]
-        self._outcomes.update(one["outcomes"])
-        self._defects.update(one["defects"])
         self._margins = _tightest([*self._margins, *((what, used, budget) for what, used, budget in one["margins"])])
         if one["artefacts"]:
             self.add_artefacts(one["artefacts"])
         self.add_kept(one["kept"])
+
+    def add_verdict(self, cell: str, verdict: str) -> None:
+        """Count what pytest says about a test of a cell, e.g. ``passed``; nothing where it has no word for a phase."""
+        if verdict:
+            self._cell(cell).verdicts[verdict] += 1
 
     def add_artefacts(self, directory: str) -> None:
         """Count a test's directory, once."""
@@ -97,26 +125,41 @@ class Summary:
 
     @property
     def empty(self) -> bool:
-        return not (self._machines or self._artefacts or self.kept)
+        return not (self._all.machines or self._cells or self._artefacts or self.kept)
 
     def lines(self, artefacts: object) -> list[str]:
         """Return the summary.
 
         :param artefacts: the directory above all tests' artefacts.
         """
-        tested = ", ".join(filter(None, (" and ".join(counter) for counter in self._named.values())))
-        rows = [("tested", tested or "no test was finished")]
+        rows = [("tested", self._all.tested)]
+        if self._cells:
+            rows = [("" if number else "tested", text) for number, text in enumerate(self._cell_lines())]
         guests = (f"{len(all_)} {_HOWS[how]} in {median(all_):.2f} s" for how, all_ in self._starts.items() if all_)
-        rows.append(("machines", "; ".join([f"{self._machines} started", *guests])))
+        rows.append(("machines", "; ".join([f"{self._all.machines} started", *guests])))
         rows.extend(("booted, not cloned", f"{count}: {why}") for why, count in self._whys.items())
-        rows.append(("attempts", _counts(self._outcomes) or "none"))
-        rows.append(("known defects met", _counts(self._defects) or "none"))
+        rows.append(("attempts", _counts(self._all.outcomes) or "none"))
+        rows.append(("known defects met", _counts(self._all.defects) or "none"))
         tight = (f"{what}: {used:.1f} of {budget:.0f} s" for what, used, budget in self._margins)
         rows.extend(("tightest waits" if first else "", text) for first, text in zip((True, False, False), tight, strict=False))
         if self._artefacts:
             count = len(self._artefacts)
             rows.append(("artefacts", f"{artefacts} ({count} {'test' if count == 1 else 'tests'})"))
         return [f"{name:<18} {text}" for name, text in rows]
+
+    def _cell(self, cell: str) -> _Tally:
+        return self._cells.setdefault(cell, _Tally())
+
+    def _cell_lines(self) -> Iterable[str]:
+        """Yield what each cell is and how its tests ended, and what their machines did."""
+        for name, tally in self._cells.items():
+            yield f"{name}: {tally.tested}"
+            parts = (
+                _counts(tally.verdicts),
+                f"attempts {_counts(tally.outcomes)}" if tally.outcomes else "",
+                f"known defects met {_counts(tally.defects)}" if tally.defects else "",
+            )
+            yield f"  {'; '.join(filter(None, parts)) or 'no test ended'}"
 
 
 def _tightest(margins: Iterable[tuple[str, float, float]]) -> list[tuple[str, float, float]]:
@@ -131,5 +174,5 @@ def _share(margin: tuple[str, float, float]) -> float:
     return margin[1] / margin[2] if margin[2] else 1.0
 
 
-def _counts(counter: Counter[str] | dict[str, Any]) -> str:
+def _counts(counter: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {name}" for name, count in sorted(counter.items()))

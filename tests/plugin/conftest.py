@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_spapr import config, fixtures, rig
+from pytest_spapr import cells, config, fixtures, rig
 
 from . import stubs
 
@@ -27,7 +27,7 @@ def own_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.fixture
 def stubbed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A QEMU build and a guest image are at hand, and machines start at once."""
-    monkeypatch.setattr(rig, "supply_build", lambda settings, cache, progress: stubs.build())
-    monkeypatch.setattr(rig, "supply_image", lambda settings, cache, progress: stubs.image())
+    monkeypatch.setattr(cells, "supply_build", lambda settings, cache, progress: stubs.build())
+    monkeypatch.setattr(cells, "supply_image", lambda settings, cache, progress: stubs.image())
     monkeypatch.setattr(rig, "Starter", stubs.StubStarter)
     monkeypatch.setattr(fixtures, "harness", stubs.harness)

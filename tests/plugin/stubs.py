@@ -30,8 +30,8 @@ def build(version: tuple[int, int, int] = (7, 2, 22), accelerators: frozenset[st
     )
 
 
-def image() -> Any:
-    return SimpleNamespace(name="debian-12", kernel_release=KERNEL, directory=Path("/somewhere/debian-12"))
+def image(name: str = "debian-12") -> Any:
+    return SimpleNamespace(name=name, kernel_release=KERNEL, directory=Path("/somewhere") / name)
 
 
 def attempt(outcome: Outcome, kind: Kind = Kind.CORE) -> Attempt:

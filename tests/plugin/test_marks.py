@@ -156,10 +156,10 @@ def test_a_known_defect_does_not_excuse_a_failure_of_another_kind(pytester: pyte
 def test_a_build_without_the_defect_gets_no_excuse(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, passes: bool, outcome: str
 ) -> None:
-    from pytest_spapr import rig
+    from pytest_spapr import cells
 
     from . import stubs
 
-    monkeypatch.setattr(rig, "supply_build", lambda settings, cache, progress: stubs.build(version=(11, 1, 0)))
+    monkeypatch.setattr(cells, "supply_build", lambda settings, cache, progress: stubs.build(version=(11, 1, 0)))
     pytester.makepyfile(DEFECT.format(result=passes))
     pytester.runpytest().assert_outcomes(**{outcome: 1})

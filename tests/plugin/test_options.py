@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_spapr import rig
+from pytest_spapr import cells
 from pytest_spapr.errors import BuildError, MirrorError
 
 from . import stubs
@@ -40,7 +40,7 @@ def test_an_unknown_name_ends_the_run_with_what_there_is(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, option: str, words: str
 ) -> None:
     if "image" in option:
-        monkeypatch.setattr(rig, "supply_build", lambda settings, cache, progress: stubs.build())
+        monkeypatch.setattr(cells, "supply_build", lambda settings, cache, progress: stubs.build())
     pytester.makepyfile(NEEDS_MACHINE)
     result = pytester.runpytest(option)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
@@ -101,7 +101,7 @@ class TestWithoutQemu:
 
 
 def test_a_default_image_that_is_not_built_skips(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rig, "supply_build", lambda settings, cache, progress: stubs.build())
+    monkeypatch.setattr(cells, "supply_build", lambda settings, cache, progress: stubs.build())
     pytester.makepyfile(NEEDS_MACHINE)
     result = pytester.runpytest("-rs")
     result.assert_outcomes(skipped=1)
@@ -114,7 +114,7 @@ def test_an_ini_file_may_ask_for_machines(pytester: pytest.Pytester, monkeypatch
     def no_mirror(settings: object, cache: object, progress: object) -> None:
         raise MirrorError("no mirror is known")
 
-    monkeypatch.setattr(rig, "supply_build", no_mirror)
+    monkeypatch.setattr(cells, "supply_build", no_mirror)
     pytester.makeini("[pytest]\nspapr_image = debian-12")
     pytester.makepyfile(NEEDS_MACHINE)
     result = pytester.runpytest()
@@ -128,7 +128,7 @@ def test_a_default_that_is_broken_fails_the_tests_that_need_it(
     def broken(settings: object, cache: object, progress: object) -> None:
         raise BuildError("qemu-system-ppc64 has no pseries machine")
 
-    monkeypatch.setattr(rig, "supply_build", broken)
+    monkeypatch.setattr(cells, "supply_build", broken)
     pytester.makepyfile(f"{NEEDS_MACHINE}\ndef test_unrelated(): pass")
     result = pytester.runpytest()
     result.assert_outcomes(errors=1, passed=1)
@@ -148,7 +148,7 @@ def test_kvm_named_and_absent_is_an_error(pytester: pytest.Pytester) -> None:
 def test_auto_takes_what_qemu_can(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, can: frozenset[str], taken: str
 ) -> None:
-    monkeypatch.setattr(rig, "supply_build", lambda settings, cache, progress: stubs.build(accelerators=can))
+    monkeypatch.setattr(cells, "supply_build", lambda settings, cache, progress: stubs.build(accelerators=can))
     pytester.makepyfile(f"def test_it(machine): assert machine.spec.accelerator == {taken!r}")
     pytester.runpytest().assert_outcomes(passed=1)
 

@@ -374,11 +374,11 @@ def stub_conftest(pytester: pytest.Pytester) -> None:
         f"""
         import sys
         sys.path.insert(0, {str(root)!r})
-        from pytest_spapr import rig, fixtures
+        from pytest_spapr import cells, rig, fixtures
         from tests.plugin import stubs
 
-        rig.supply_build = lambda settings, cache, progress: stubs.build()
-        rig.supply_image = lambda settings, cache, progress: stubs.image()
+        cells.supply_build = lambda settings, cache, progress: stubs.build()
+        cells.supply_image = lambda settings, cache, progress: stubs.image()
         rig.Starter = stubs.StubStarter
         fixtures.harness = stubs.harness
         """

@@ -69,11 +69,11 @@ def test_workers_rows_are_added_up(pytester: pytest.Pytester) -> None:
     pytest.importorskip("xdist")
     pytester.makeconftest(
         """
-        from pytest_spapr import fixtures, rig
+        from pytest_spapr import cells, fixtures, rig
         from tests.plugin import stubs, test_starts
 
-        rig.supply_build = lambda settings, cache, progress: stubs.build()
-        rig.supply_image = lambda settings, cache, progress: stubs.image()
+        cells.supply_build = lambda settings, cache, progress: stubs.build()
+        cells.supply_image = lambda settings, cache, progress: stubs.image()
         rig.Starter = test_starts.Without
         fixtures.harness = stubs.harness
         """

@@ -44,13 +44,11 @@ class Run:
 
 
 @pytest.fixture
-def run(pytester: pytest.Pytester, request: pytest.FixtureRequest, qemu_build: QemuBuild) -> Iterator[Run]:
+def run(pytester: pytest.Pytester, qemu_build: QemuBuild) -> Iterator[Run]:
     told = pytester.path / "qemu.pid"
     os.mkfifo(told)
     pytester.makepyfile(_TEST.format(told=str(told)))
-    # The same QEMU as here: named on this run's command line, or in the environment, or the default.
-    named = [str(word) for word in request.config.invocation_params.args if str(word).startswith("--spapr-qemu")]
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *named]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--spapr-qemu={qemu_build.name}"]
     with started(command, pytester.path) as process:
         run = Run(process, int(awaited(told, process)))
         try:

@@ -75,18 +75,18 @@ def rows(output: str) -> list[str]:
 @pytest.fixture
 def run(pytester: pytest.Pytester, request: pytest.FixtureRequest, qemu_build: QemuBuild, guest_image: GuestImage) -> Run:
     """A run with the same QEMU and image as this one."""
-    rig = request.config.stash[RIG]
+    shared = request.config.stash[RIG].settings.cache_dir.value
     cache = pytester.mkdir("cache")
     for name in _SHARED:
-        (cache / name).symlink_to(rig.cache().root / name)
+        (cache / name).symlink_to(shared / name)
     pytester.makepyfile(
         """
         def test_one(guest): assert guest.run("uname -m").stdout == "ppc64le\\n"
         def test_two(guest): assert guest.run("uname -m").stdout == "ppc64le\\n"
         """
     )
-    named = [str(word) for word in request.config.invocation_params.args if str(word).startswith("--spapr-qemu")]
-    return Run(pytester.path, cache, [*named, f"--spapr-image={guest_image.directory}", "--spapr-offline"])
+    named = f"--spapr-qemu={qemu_build.name}"
+    return Run(pytester.path, cache, [named, f"--spapr-image={guest_image.directory}", "--spapr-offline"])
 
 
 def children_of(process: subprocess.Popen[str]) -> list[int]:

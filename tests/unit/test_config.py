@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -123,7 +124,7 @@ def test_the_cache_is_in_the_users_cache_directory_by_default() -> None:
 
 
 def test_the_table_names_every_setting_with_its_source() -> None:
-    table = {name: (value, source) for name, value, source in read({"qemu": "7.2"}).table()}
+    table = {name: (value, source) for name, value, source in config.table([read({"qemu": "7.2"})])}
     assert set(table) == {option.name for option in config.OPTIONS}
     assert table["qemu"] == ("7.2", Source.COMMAND_LINE)
     assert table["kernel"] == ("-", Source.DEFAULT)
@@ -132,3 +133,56 @@ def test_the_table_names_every_setting_with_its_source() -> None:
 def test_the_process_environment_is_read_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPAPR_KEEP", "failed")
     assert config.read().keep.value == "failed"
+
+
+def pairs(
+    command_line: dict[str, object] | None = None, environment: dict[str, str] | None = None, ini: dict[str, object] | None = None
+) -> list[tuple[str | None, str | None]]:
+    cells = config.read_cells(command_line, ini, environment=environment or {})
+    return [(cell.qemu.value, cell.image.value) for cell in cells]
+
+
+def test_each_build_is_paired_with_each_image_and_those_of_a_build_stay_together() -> None:
+    named: dict[str, object] = {"qemu": ["7.2", "11.1"], "image": ["debian-13", "debian-12"]}
+    assert pairs(named) == [("7.2", "debian-13"), ("7.2", "debian-12"), ("11.1", "debian-13"), ("11.1", "debian-12")]
+
+
+def test_several_may_come_from_anywhere_and_replace_those_below() -> None:
+    assert pairs({"qemu": ["7.2"]}, {"SPAPR_QEMU": "10.0 11.1"}) == [("7.2", None)]
+    assert pairs(environment={"SPAPR_QEMU": "10.0, 11.1"}, ini={"qemu": ["7.2"]}) == [("10.0", None), ("11.1", None)]
+    assert pairs({"qemu": [""]}, ini={"qemu": ["7.2", "11.1"]}) == [("7.2", None), ("11.1", None)]
+    assert pairs() == [(None, None)]
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("7.2", ["7.2"]),
+        (" 7.2,11.1 ", ["7.2", "11.1"]),
+        ("7.2\n11.1", ["7.2", "11.1"]),
+        ("'/my builds/qemu' 11.1", ["/my builds/qemu", "11.1"]),
+        ("/builds/#1/qemu", ["/builds/#1/qemu"]),
+    ],
+)
+def test_several_in_the_environment(text: str, values: list[str]) -> None:
+    assert [qemu for qemu, _ in pairs(environment={"SPAPR_QEMU": text})] == values
+
+
+@pytest.mark.parametrize(
+    ("command_line", "environment", "words"),
+    [
+        ({"qemu": ["7.2", "11.1", "7.2"]}, "", "--spapr-qemu=7.2 is given twice"),
+        ({}, "'7.2", "SPAPR_QEMU='7.2: No closing quotation. Write blanks or commas"),
+        ({}, " , ", "SPAPR_QEMU= , : names nothing"),
+    ],
+)
+def test_a_list_that_makes_no_sense_is_named(command_line: dict[str, object], environment: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        pairs(command_line, {"SPAPR_QEMU": environment})
+
+
+def test_each_cell_has_the_label_of_its_own_value_and_all_else_in_common() -> None:
+    one, two = config.read_cells({"qemu": ["7.2", "11.1"], "keep": "failed"}, environment={})
+    assert (one.qemu.label, two.qemu.label) == ("--spapr-qemu=7.2", "--spapr-qemu=11.1")
+    assert one.keep == two.keep
+    assert ("qemu", "7.2 and 11.1", Source.COMMAND_LINE) in config.table([one, two])
