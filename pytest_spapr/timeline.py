@@ -113,6 +113,11 @@ class Timeline:
         """Record what the test or the plugin does."""
         return self.record(Lane.STEP, text)
 
+    @property
+    def now(self) -> float:
+        """The time that a record would get now."""
+        return self._clock() - self._start
+
     def mark(self) -> int:
         """Return the cursor of what comes next."""
         with self._changed:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from pytest_spapr.hotplug.outcome import Kind, Outcome, Presence, Silence
+
+_WAITS: Final = {True: "QEMU waits", False: "QEMU does not wait", None: "QEMU cannot say whether it waits"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,9 @@ class Attempt:
     Compare it with what a contract promises: ``assert device.unplug() == contract.removal(device)``.
 
     :ivar device: the device's id. :ivar kind: its class.
-    :ivar outcome: what came of it. :ivar cause: for PENDING, why nobody said anything.
+    :ivar outcome: what came of it. :ivar cause: for PENDING and REVERTED, why nobody said anything.
+    :ivar waiting: whether QEMU still waits for the guest to give the device back (``unplug_requested``), as read from QEMU after it; None
+        if QEMU is dead or cannot say.
     :ivar asked: whether QEMU asked the guest and waited for it. A device that the guest never configured is removed without, which
         proves nothing about the guest.
     :ivar reply: QEMU's words if it refused the command, else None.
@@ -53,6 +57,7 @@ class Attempt:
     elapsed: float
     began: int
     ended: int
+    waiting: bool | None = None
 
     @property
     def event_names(self) -> tuple[str, ...]:
@@ -68,7 +73,7 @@ class Attempt:
         if self.reply is not None:
             words.append(f"reply {self.reply!r}")
         words.append(f"events [{', '.join(self.event_names)}]")
-        words.append(f"{self.views}")
+        words.append(f"{self.views}, {_WAITS[self.waiting]}")
         return " ".join(words)
 
     def __repr__(self) -> str:

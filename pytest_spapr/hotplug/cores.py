@@ -94,12 +94,19 @@ class Cores:
             core.await_configured(since, deadline)
         return core
 
-    def boot_core(self) -> Core:
-        """Return core 0, which is there from the start and which QEMU never gives up."""
-        slot = self.slots()[0]
-        return Core(
-            self._machine, self._ledger, slot["qom-path"], (drc.CORE_TYPE,), slot["props"]["core-id"], slot["vcpus-count"]
-        )
+    def boot_core(self, core_id: int = 0) -> Core:
+        """Return a core that is there from the start. Core 0 is one that QEMU never gives up.
+
+        :raises MachineError: the machine was not started with such a core.
+        """
+        slot = next((slot for slot in self.slots() if slot["props"]["core-id"] == core_id and "qom-path" in slot), None)
+        if slot is None:
+            raise MachineError(f"the machine has no core {core_id}: it was started with cpus={self._machine.spec.cpus}")
+        threads = slot["vcpus-count"]
+        # spapr_vcpu_id of hw/ppc/spapr.c: a core's hardware ids are vsmt apart.
+        spacing = self._machine.qmp.execute("qom-get", {"path": "/machine", "property": "vsmt"})
+        index = drc.CORE_TYPE + core_id // threads * spacing
+        return Core(self._machine, self._ledger, slot["qom-path"], (index,), core_id, threads)
 
     def _slot(self, core_id: int | None) -> dict[str, Any]:
         slots = self.slots()

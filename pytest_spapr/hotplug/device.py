@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from pytest_spapr.deadline import Deadline
 from pytest_spapr.errors import DeadlineExpired
+from pytest_spapr.hotplug import drc
 from pytest_spapr.hotplug.attempt import Attempt, Views
 from pytest_spapr.hotplug.evidence import Clue
 from pytest_spapr.hotplug.judge import Judge
@@ -44,6 +45,18 @@ class Device(ABC):
         """Whether the guest has all of the device now. Costs a guest command or two."""
         return self.guest_presence() is Presence.PRESENT
 
+    @property
+    def waiting(self) -> bool | None:
+        """Whether QEMU waits now for the guest to give this device back (``unplug_requested``); None if it cannot say.
+
+        It cannot when it is dead, and while the machine migrates. Costs 0.02 s, in which a machine that runs is paused (``qemu.vmstate``).
+        """
+        if self.machine.timeline.ended is not None:
+            return None
+        # The connector of a device that is gone may have another one by now.
+        gone = self.qemu_presence() is Presence.ABSENT
+        return False if gone else drc.waiting(self.machine.qmp, self.drcs)
+
     def unplug(self, *, seconds: float | None = None) -> Attempt:
         """Ask for the device's removal and return what came of it, as soon as that is certain.
 
@@ -61,6 +74,18 @@ class Device(ABC):
         The attempt that is returned has all events since the first command.
         """
         return self._ledger.enter(self._judge(seconds).follow(attempt))
+
+    def outlast(self, attempt: Attempt, seconds: float) -> Attempt:
+        """Wait until a pending attempt is so old, without a new command, and return it as it then is.
+
+        PENDING if QEMU still waits for the guest, REVERTED if it has given up and told nobody; an event ends the wait before. The
+        attempt's age counts from QEMU's answer to its ``device_del``, by the machine's virtual clock, which QEMU's own timers run by: it
+        stands still while the machine is paused.
+
+        :param seconds: the age, in seconds.
+        :raises ConfigError: the attempt is not pending. :raises MachineError: the machine does not run.
+        """
+        return self._ledger.enter(self._judge(None).outlast(attempt, seconds))
 
     def await_configured(self, since: int, deadline: Deadline | None = None) -> None:
         """Wait until the guest says, after the cursor, that it has the device; then look at the guest to see that it is true.

@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, Protocol
 
 from pytest_spapr.deadline import Deadline
-from pytest_spapr.errors import DeadlineExpired, MachineDied, QmpRefused
+from pytest_spapr.errors import ConfigError, DeadlineExpired, MachineDied, MachineError, QmpRefused
 from pytest_spapr.guest.services import DRMGR_BEGAN, DRMGR_ENDED, ErrdState
 from pytest_spapr.hotplug import drc
 from pytest_spapr.hotplug.attempt import Attempt, Views
 from pytest_spapr.hotplug.evidence import Clue
 from pytest_spapr.hotplug.outcome import Kind, Outcome, Presence, Silence
 from pytest_spapr.machine import Machine
+from pytest_spapr.qemu.clock import virtual_seconds
 from pytest_spapr.timeline import Lane, Record
 
 _ABOUT_UNPLUG: Final = re.compile(r"DEVICE_DELETED|.*UNPLUG.*")
@@ -34,6 +35,10 @@ class Unpluggable(Protocol):
     kind: ClassVar[Kind]
     id: str
     drcs: tuple[int, ...]
+
+    @property
+    def waiting(self) -> bool | None:
+        """Whether QEMU waits now for the guest to give this device back; None if it cannot say."""
 
     def unplug_clue(self, record: Record) -> Clue | None:
         """Return what a record says of the guest's giving up this device."""
@@ -87,7 +92,7 @@ class Judge:
             verdict = _Verdict(Outcome.REJECTED, reply=error.description, evidence=[f"QEMU: {error.description}"])
         except MachineDied as error:
             verdict = _Verdict(Outcome.CRASHED, evidence=str(error).splitlines())
-        return self._conclude(began, verdict)
+        return self._conclude(began, began, verdict)
 
     def follow(self, attempt: Attempt) -> Attempt:
         """Judge what becomes of a pending attempt, without a new command."""
@@ -96,7 +101,43 @@ class Judge:
             verdict = self._watch(attempt.ended, known_pending=True)
         except MachineDied as error:
             verdict = _Verdict(Outcome.CRASHED, evidence=str(error).splitlines())
-        return self._conclude(attempt.began, verdict)
+        return self._conclude(attempt.began, attempt.ended, verdict)
+
+    def outlast(self, attempt: Attempt, seconds: float) -> Attempt:
+        """Judge a pending attempt anew when it has been pending for so long by the machine's virtual clock."""
+        if attempt.outcome is not Outcome.PENDING:
+            raise ConfigError(f"only an attempt that is pending can be outlasted, not: {attempt}")
+        self._timeline.step(f"outlast the unplug of {self._device.kind} {self._device.id}: {seconds:g} s of virtual time")
+        try:
+            verdict = self._outlive(attempt, seconds)
+        except MachineDied as error:
+            verdict = _Verdict(Outcome.CRASHED, evidence=str(error).splitlines())
+        return self._conclude(attempt.began, attempt.ended, verdict)
+
+    def _outlive(self, attempt: Attempt, seconds: float) -> _Verdict:
+        """Listen until the virtual clock says that the time is over; a verdict that comes before ends it."""
+        accepted = self._accepted(attempt)
+        cursor, cause, evidence = attempt.ended, attempt.cause, list(attempt.evidence)
+        while (left := seconds - virtual_seconds(self._timeline, accepted)) > 0:
+            if (status := self._machine.status()) != "running":
+                raise MachineError(f"the machine is {status}: its virtual clock stands still, and the attempt grows no older")
+            try:
+                what = f"the unplug of {self._device.id} to be {seconds:g} s old"
+                heard = self._timeline.wait(self._hear, since=cursor, deadline=Deadline(left), what=what)
+            except DeadlineExpired:
+                continue
+            cursor = heard.record.seq + 1
+            evidence.append(f"{heard.record.lane}: {heard.record.text}")
+            if heard.outcome is not None:
+                return _Verdict(heard.outcome, evidence=evidence)
+            if heard.clue is Clue.FAILED:
+                cause = Silence.REFUSED_UNSIGNALLED
+        return self._told(attempt.ended) or _Verdict(Outcome.PENDING, cause, evidence=evidence)
+
+    def _accepted(self, attempt: Attempt) -> int:
+        """Return the cursor of QEMU's answer to the attempt's ``device_del``: whatever it began by then is at least as old."""
+        answers = (record.seq for record in self._timeline.since(attempt.began, Lane.QMP) if record.text.startswith("<-"))
+        return next(answers, attempt.ended)
 
     def _watch(self, since: int, *, known_pending: bool) -> _Verdict:
         deadline = Deadline(self._seconds)
@@ -117,8 +158,7 @@ class Judge:
         def decide(record: Record) -> _Heard | None:
             if drc.traced(record, drc.AWAITING) in drcs:
                 return _Heard(record)
-            heard = self._hear(record)
-            return heard if heard is not None and heard.outcome is not None else None
+            return self._hear_outcome(record)
 
         what = f"QEMU to take up the unplug of {self._device.id}"
         heard = self._timeline.wait(decide, since=since, deadline=deadline, what=what)
@@ -175,6 +215,11 @@ class Judge:
         clue = self._device.unplug_clue(record)
         return _Heard(record, clue=clue) if clue is not None else None
 
+    def _hear_outcome(self, record: Record) -> _Heard | None:
+        """As :meth:`_hear`, of events only that settle the outcome."""
+        heard = self._hear(record)
+        return heard if heard is not None and heard.outcome is not None else None
+
     def _after_failure(self, since: int, evidence: list[str]) -> _Verdict:
         """The guest gave up: let it finish its rollback, then see whether QEMU was told."""
         self._settle(since)
@@ -204,20 +249,28 @@ class Judge:
         """Return what QEMU's events have said since; the query makes sure that all of them have arrived."""
         self._machine.qmp.execute("query-status")
         for record in self._timeline.since(since, Lane.EVENT):
-            heard = self._hear(record)
+            heard = self._hear_outcome(record)
             if heard is not None and heard.outcome is not None:
                 return _Verdict(heard.outcome, evidence=[f"QEMU: {record.text}"])
         return None
 
-    def _conclude(self, began: int, verdict: _Verdict) -> Attempt:
-        """Let both sides come to rest, then gather the events and ask for the views."""
-        views = Views(Presence.UNKNOWN, Presence.UNKNOWN)
+    def _conclude(self, began: int, since: int, verdict: _Verdict) -> Attempt:
+        """Let both sides come to rest, then gather the events, ask for the views, and ask QEMU whether it still waits.
+
+        :param since: where the verdict's part of the timeline begins.
+        """
+        views, waiting = Views(Presence.UNKNOWN, Presence.UNKNOWN), None
         try:
             if verdict.outcome in (Outcome.REMOVED, Outcome.REFUSED) and self._machine.has_guest and self._machine.running:
                 self._settle(began)
             views = self._device.views()
+            waiting = self._device.waiting
+            if verdict.outcome is Outcome.PENDING and waiting is False:
+                verdict = self._no_longer_pending(since, verdict, views)
+                views = self._device.views()
         except MachineDied as error:
             verdict = _Verdict(Outcome.CRASHED, evidence=[*verdict.evidence, *str(error).splitlines()])
+            waiting = None
         records = self._timeline.since(began)
         first = next(record for record in records if record.lane is Lane.STEP)
         attempt = Attempt(
@@ -233,9 +286,25 @@ class Judge:
             elapsed=records[-1].time - first.time,
             began=began,
             ended=records[-1].seq + 1,
+            waiting=waiting,
         )
         self._timeline.step(f"verdict: {attempt}")
         return attempt
+
+    def _no_longer_pending(self, since: int, verdict: _Verdict, views: Views) -> _Verdict:
+        """Return what became of an attempt that was pending until QEMU was asked whether it still waits."""
+        if (told := self._told(since)) is not None:
+            return told
+        if views.qemu is not Presence.ABSENT:
+            line = "QEMU: it no longer waits for the guest, and has told nobody"
+            return _Verdict(Outcome.REVERTED, verdict.cause, evidence=[*verdict.evidence, line])
+        try:
+            # A device is out of the tree before QEMU tells, which it does when RCU has let go of it: up to a second later.
+            what = f"QEMU to tell that {self._device.id} is gone"
+            heard = self._timeline.wait(self._hear_outcome, since=since, deadline=Deadline(self._seconds), what=what)
+        except DeadlineExpired as error:
+            return _Verdict(Outcome.PENDING, verdict.cause, evidence=[*verdict.evidence, str(error)])
+        return _Verdict(heard.outcome or verdict.outcome, evidence=[*verdict.evidence, f"QEMU: {heard.record.text}"])
 
     def _asked(self, began: int, outcome: Outcome) -> bool:
         # A core that is pending already is announced to the guest again without a trace of its own.

@@ -9,7 +9,7 @@ import logging
 import socket
 import threading
 import weakref
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Iterator, Mapping
 from typing import Any, Final, Self, TypeVar
 
 from qemu.qmp import ExecInterruptedError, ExecuteError, QMPClient, QMPError
@@ -17,6 +17,7 @@ from qemu.qmp.message import Message
 
 from pytest_spapr.deadline import Deadline
 from pytest_spapr.errors import DeadlineExpired, MachineDied, MachineError, QmpRefused
+from pytest_spapr.qemu.vmstate import SAVE_DEVICES
 from pytest_spapr.timeline import Lane, Timeline
 
 T = TypeVar("T")
@@ -82,12 +83,16 @@ class _Client(QMPClient):
     def __init__(self, timeline: Timeline) -> None:
         super().__init__("spapr")
         self._timeline = timeline
+        self._saving: object = None
+        self._held: dict[str, Any] | None = None
         self.events.event_filter = lambda _: False
         # It logs a broken connection as an error, above the error of ours that says why it broke.
         self.logger.setLevel(logging.CRITICAL)
 
     def _cb_inbound(self, msg: Message) -> Message:
         body = dict(msg)
+        if self._saving is not None and self._is_qemus_own_stop(body):
+            return super()._cb_inbound(msg)
         if "event" in body:
             self._timeline.record(Lane.EVENT, event_text(body), body)
         elif isinstance(error := body.get("error"), dict):
@@ -102,7 +107,29 @@ class _Client(QMPClient):
         if "execute" in msg:
             arguments = _short(msg["arguments"]) if "arguments" in msg else ""
             self._timeline.record(Lane.QMP, f"-> {msg['execute']} {arguments}".rstrip(), dict(msg))
+            if msg["execute"] == SAVE_DEVICES:
+                self._saving = msg.get("id")
         return super()._cb_outbound(msg)
+
+    def _is_qemus_own_stop(self, body: dict[str, Any]) -> bool:
+        """Take the STOP and RESUME of the command that saves the devices' state, which come before its reply, out of the events.
+
+        They belong together and to the command: nobody stopped the machine. A STOP without a RESUME was somebody else's, just before.
+        """
+        held = self._held
+        if body.get("event") == "STOP":
+            self._held = body
+            return True
+        if body.get("event") == "RESUME" and held is not None:
+            self._held = None
+            for event in (held, body):
+                self._timeline.record(Lane.QMP, f"{event['event']} (to save the devices' state)", event)
+            return True
+        if body.get("id") == self._saving:
+            self._saving = self._held = None
+            if held is not None:
+                self._timeline.record(Lane.EVENT, event_text(held), held)
+        return False
 
 
 class Qmp:
@@ -159,13 +186,30 @@ class Qmp:
 
         :raises QmpRefused: QEMU did not take it.
         """
+        self._send(descriptor)
+        self.execute("getfd", {"fdname": name})
+
+    @contextlib.contextmanager
+    def lent(self, descriptor: int) -> Iterator[str]:
+        """Let QEMU have a copy of a file descriptor for the ``with`` block: the path by which commands open it (``add-fd``).
+
+        :raises QmpRefused: QEMU did not take it.
+        """
+        self._send(descriptor)
+        number = self.execute("add-fd")["fdset-id"]
+        try:
+            yield f"/dev/fdset/{number}"
+        finally:
+            if self._timeline.ended is None:
+                self.execute("remove-fd", {"fdset-id": number})
+
+    def _send(self, descriptor: int) -> None:
+        """Send a descriptor, which travels beside the next command."""
 
         async def send() -> None:
-            # It travels beside the next message.
             self._client.send_fd_scm(descriptor)
 
         self._loop.run(send(), Deadline(self._seconds))
-        self.execute("getfd", {"fdname": name})
 
     def close(self) -> None:
         """Drop the connection."""

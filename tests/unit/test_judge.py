@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from pytest_spapr.errors import MachineDied, QmpRefused
+from pytest_spapr.errors import ConfigError, MachineDied, MachineError, QmpRefused
 from pytest_spapr.guest.services import ErrdState, LockHolder
 from pytest_spapr.hotplug.attempt import Attempt, Views
 from pytest_spapr.hotplug.evidence import Clue
@@ -38,6 +39,8 @@ class ScriptedMachine:
         self.has_guest = True
         self.state = "running"
         self.pending = False
+        self.waiting: bool | None = True
+        self.in_qemu = Presence.PRESENT
 
     @property
     def running(self) -> bool:
@@ -70,16 +73,33 @@ def clue(record: Record) -> Clue | None:
     return {"began": Clue.BEGAN, "failed": Clue.FAILED}.get(record.text) if record.lane is Lane.KERNEL else None
 
 
+class ScriptedDevice:
+    """A device of such a machine."""
+
+    id = "core1"
+    drcs = (DRC,)
+
+    def __init__(self, machine: ScriptedMachine, kind: Kind) -> None:
+        self.machine = machine
+        self.kind = kind
+
+    @property
+    def waiting(self) -> bool | None:
+        return self.machine.waiting if self.machine.timeline.ended is None else None
+
+    def unplug_clue(self, record: Record) -> Clue | None:
+        return clue(record)
+
+    def unannounced(self, since: int) -> str | None:
+        return None
+
+    def views(self) -> Views:
+        return Views(self.machine.in_qemu, Presence.UNKNOWN)
+
+
 def judge(machine: ScriptedMachine, kind: Kind = Kind.CORE, seconds: float = 2.0) -> Judge:
-    device = SimpleNamespace(
-        id="core1",
-        kind=kind,
-        drcs=(DRC,),
-        unplug_clue=clue,
-        unannounced=lambda since: None,
-        views=lambda: Views(Presence.PRESENT, Presence.UNKNOWN),
-    )
-    return Judge(cast("Unpluggable", device), cast("Machine", machine), pending=machine.pending, seconds=seconds)
+    device = cast("Unpluggable", ScriptedDevice(machine, kind))
+    return Judge(device, cast("Machine", machine), pending=machine.pending, seconds=seconds)
 
 
 def attempt(on_delete: Script, on_settle: Script = lambda _: None, **options: Any) -> Attempt:
@@ -252,3 +272,106 @@ def test_pci_whose_own_drmgr_has_the_lock_is_at_work() -> None:
     machine = ScriptedMachine(script)
     machine.lock = LockHolder(7, f"drmgr -c pci -r -s {DRC:#x} -n -V")
     assert judge(machine, Kind.PCI, seconds=0.05).attempt().cause is Silence.STILL_WORKING
+
+
+def pending(machine: ScriptedMachine) -> Attempt:
+    """A pending attempt on a machine that goes on running."""
+    machine.on_delete = ScriptedMachine.awaiting
+    machine.state = "paused"
+    attempt = judge(machine).attempt()
+    machine.state = "running"
+    machine.event("RESUME", device=None)
+    assert (attempt.outcome, attempt.waiting) == (Outcome.PENDING, True)
+    return attempt
+
+
+def test_silence_is_pending_only_while_qemu_waits() -> None:
+    def script(machine: ScriptedMachine) -> None:
+        machine.awaiting()
+        machine.kernel("failed")
+        machine.waiting = False
+
+    done = attempt(script)
+    assert (done.outcome, done.cause, done.waiting) == (Outcome.REVERTED, Silence.REFUSED_UNSIGNALLED, False)
+    assert "no longer waits" in done.evidence[-1]
+
+
+def test_a_qemu_that_cannot_say_whether_it_waits_is_believed_to() -> None:
+    machine = ScriptedMachine(ScriptedMachine.awaiting)
+    machine.state, machine.waiting = "paused", None
+    done = judge(machine).attempt()
+    assert (done.outcome, done.waiting) == (Outcome.PENDING, None)
+
+
+def test_an_event_that_comes_while_qemu_is_asked_is_the_outcome() -> None:
+    class Telling(ScriptedMachine):
+        """Its guest refuses just before QEMU is asked whether it waits."""
+
+        def execute(self, command: str, _: object = None) -> dict[str, Any]:
+            if command == "query-status":
+                self.event("DEVICE_UNPLUG_GUEST_ERROR")
+            return super().execute(command)
+
+    machine = Telling(ScriptedMachine.awaiting)
+    machine.state, machine.waiting = "paused", False
+    assert judge(machine).attempt().outcome is Outcome.REFUSED
+
+
+def test_a_device_that_is_gone_without_its_event_yet_is_waited_for() -> None:
+    """The event of a PCI device comes up to a second after the device has left QEMU's tree."""
+
+    def script(machine: ScriptedMachine) -> None:
+        machine.awaiting()
+        machine.state = "paused"
+        machine.waiting, machine.in_qemu = False, Presence.ABSENT
+        threading.Timer(0.1, lambda: machine.event("DEVICE_DELETED")).start()
+
+    assert attempt(script).outcome is Outcome.REMOVED
+
+
+def test_outlasting_ends_with_what_qemu_then_says() -> None:
+    machine = ScriptedMachine(ScriptedMachine.awaiting)
+    first = pending(machine)
+    machine.pending = True
+    second = judge(machine).outlast(first, 0.05)
+    assert (second.outcome, second.cause, second.began) == (Outcome.PENDING, Silence.NOT_DELIVERED, first.began)
+    machine.waiting = False
+    third = judge(machine).outlast(second, 0.1)
+    assert (third.outcome, third.cause, third.events) == (Outcome.REVERTED, Silence.NOT_DELIVERED, ())
+
+
+def test_outlasting_ends_with_an_event() -> None:
+    machine = ScriptedMachine(ScriptedMachine.awaiting)
+    first = pending(machine)
+    machine.event("DEVICE_DELETED")
+    assert judge(machine).outlast(first, 60).outcome is Outcome.REMOVED
+
+
+def test_outlasting_hears_that_the_guest_gave_up() -> None:
+    machine = ScriptedMachine(ScriptedMachine.awaiting)
+    first = pending(machine)
+    machine.kernel("failed")
+    assert judge(machine).outlast(first, 0.05).cause is Silence.REFUSED_UNSIGNALLED
+
+
+def test_outlasting_ends_with_qemu() -> None:
+    machine = ScriptedMachine(ScriptedMachine.awaiting)
+    first = pending(machine)
+    machine.timeline.end(MachineDied("QEMU was killed by SIGSEGV", -11))
+    done = judge(machine).outlast(first, 60)
+    assert (done.outcome, done.waiting) == (Outcome.CRASHED, None)
+
+
+def test_nothing_grows_older_in_a_paused_machine() -> None:
+    machine = ScriptedMachine(ScriptedMachine.awaiting)
+    first = pending(machine)
+    machine.state = "paused"
+    machine.event("STOP", device=None)
+    with pytest.raises(MachineError, match="the machine is paused: its virtual clock stands still"):
+        judge(machine).outlast(first, 60)
+
+
+def test_only_what_is_pending_can_be_outlasted() -> None:
+    machine = ScriptedMachine(lambda m: m.event("DEVICE_DELETED"))
+    with pytest.raises(ConfigError, match="only an attempt that is pending can be outlasted, not: core core1: REMOVED"):
+        judge(machine).outlast(judge(machine).attempt(), 1)

@@ -77,6 +77,39 @@ def test_a_command_and_its_answer(bench: Bench) -> None:
     assert bench.connect().execute("query-status") == {"status": "prelaunch", "running": False}
 
 
+STOP: dict[str, Any] = {"event": ["STOP", {}]}
+RESUME: dict[str, Any] = {"event": ["RESUME", {}]}
+DELETION: dict[str, Any] = {"event": ["DEVICE_DELETED", {"device": "core1", "path": "/machine/peripheral/core1"}]}
+
+
+@pytest.mark.parametrize(
+    ("said", "events"),
+    [
+        pytest.param([STOP, RESUME], [], id="for the moment of saving"),
+        pytest.param([STOP, DELETION, RESUME], ["DEVICE_DELETED"], id="with an event in that moment"),
+        pytest.param([STOP], ["STOP"], id="somebody else's, just before"),
+        pytest.param([RESUME], ["RESUME"], id="somebody else's continue"),
+        pytest.param([], [], id="of a machine that was paused"),
+    ],
+)
+def test_the_stop_for_saving_the_devices_is_nobodys(bench: Bench, said: list[Any], events: list[str]) -> None:
+    qmp = bench.connect({"xen-save-devices-state": [*said, {"return": {}}], "stop": [STOP, {"return": {}}]})
+    qmp.execute("xen-save-devices-state", {"filename": "/dev/fdset/0"})
+    assert [record.event for record in bench.timeline.since(0, Lane.EVENT)] == events
+    said_at_all = [record for record in bench.timeline.since(0, Lane.EVENT, Lane.QMP) if record.data and "event" in record.data]
+    assert len(said_at_all) == len(said)
+    qmp.execute("stop")
+    assert [record.event for record in bench.timeline.since(0, Lane.EVENT)] == [*events, "STOP"]
+
+
+def test_a_refused_saving_is_over(bench: Bench) -> None:
+    qmp = bench.connect({"xen-save-devices-state": [{"error": ["GenericError", "no"]}], "stop": [STOP, {"return": {}}]})
+    with pytest.raises(QmpRefused):
+        qmp.execute("xen-save-devices-state")
+    qmp.execute("stop")
+    assert [record.event for record in bench.timeline.since(0, Lane.EVENT)] == ["STOP"]
+
+
 def test_a_line_of_the_human_monitor(bench: Bench) -> None:
     assert bench.connect({"human-monitor-command": [{"return": "no devices\r\n"}]}).hmp("info qtree") == "no devices\r\n"
     [sent] = [record for record in bench.timeline.since(0, Lane.QMP) if "human" in record.text]
