@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from pytest_spapr import cells, fixtures, rig
+from pytest_spapr import cells, fixtures, rig, supply
 from pytest_spapr.config import Settings
 
 from . import stubs
@@ -219,9 +219,8 @@ def test_a_test_whose_cell_pytest_cannot_see_says_what_to_do(pytester: pytest.Py
 
 
 def test_an_unknown_name_among_several_ends_the_run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()
-    monkeypatch.setattr(cells, "supply_build", build)
-    pytester.makepyfile("def test_it(machine): pass")
+    monkeypatch.setattr(cells, "check_recipe", supply.check_recipe)
+    pytester.makepyfile("def test_it(machine): pass\ndef test_without_image(qemu_build): pass")
     result = pytester.runpytest("--spapr-image=debian-12", "--spapr-image=fedora-99", "--spapr-offline")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines("ERROR: *fedora-99*")
