@@ -43,10 +43,11 @@ class Expectation:
     """What an attempt must be. ``attempt == expectation`` compares, :meth:`differences` says what is wrong.
 
     :ivar asked: whether QEMU must have asked the guest.
-    :ivar reply: QEMU's error text if the command is to be rejected, with ``{id}`` for the device.
+    :ivar reply: QEMU's error text if the command is to be rejected, with ``{id}`` for the device and ``{number}`` for any number.
     :ivar events: all events about the device, in this order; no other may come.
     :ivar qemu: what QEMU's view must be. :ivar guest: what the guest's view may be: one, or several where the promise is the same
         for a guest that cannot be asked.
+    :ivar waiting: whether QEMU must still wait for the guest afterwards. Not held against a QEMU that cannot say.
     :ivar source: where the promise is written or was read.
     """
 
@@ -59,21 +60,24 @@ class Expectation:
     events: tuple[EventRule, ...] = ()
     qemu: Presence
     guest: tuple[Presence, ...]
+    waiting: bool = False
     source: str
 
     def differences(self, attempt: Attempt) -> list[str]:
         """Return one line for each thing that is not as promised; an empty list if all is."""
         found = []
-        reply = None if self.reply is None else self.reply.format(id=attempt.device)
         for name, expected, observed in (
             ("outcome", self.outcome, attempt.outcome),
             ("cause", self.cause, attempt.cause),
             ("guest asked", self.asked, attempt.asked),
-            ("reply", reply, attempt.reply),
             ("QEMU's view", self.qemu, attempt.views.qemu),
         ):
             if expected != observed:
                 found.append(f"{name}: expected {_word(expected)}, observed {_word(observed)}")
+        if not self._promised_reply(attempt):
+            found.append(f"reply: expected {_word(self.reply)}, observed {_word(attempt.reply)}")
+        if attempt.waiting not in (self.waiting, None):
+            found.append(f"QEMU waits for the guest: expected {self.waiting}, observed {attempt.waiting}")
         if attempt.views.guest not in self.guest:
             found.append(f"the guest's view: expected {' or '.join(self.guest)}, observed {attempt.views.guest}")
         return found + self._event_differences(attempt)
@@ -97,6 +101,12 @@ class Expectation:
     def __repr__(self) -> str:
         events = ", ".join(map(str, self.events)) or "no event"
         return f"<Expectation {self.kind} {self.situation}: {self.outcome.upper()}, {events}>"
+
+    def _promised_reply(self, attempt: Attempt) -> bool:
+        if self.reply is None or attempt.reply is None:
+            return self.reply is attempt.reply
+        words = re.escape(self.reply).replace(r"\{id\}", re.escape(attempt.device)).replace(r"\{number\}", r"\d+")
+        return re.fullmatch(words, attempt.reply) is not None
 
     def _event_differences(self, attempt: Attempt) -> list[str]:
         counts = Counter(attempt.event_names)
@@ -140,16 +150,18 @@ class Row:
         try:
             needs, lacks = frozenset(entry.pop("needs", ())), frozenset(entry.pop("lacks", ()))
             kernel = entry.pop("kernel", None)
+            outcome = Outcome(entry.pop("outcome"))
             expectation = Expectation(
                 kind=Kind(entry.pop("kind")),
                 situation=entry.pop("situation"),
-                outcome=Outcome(entry.pop("outcome")),
+                outcome=outcome,
                 cause=Silence(entry.pop("cause")) if "cause" in entry else None,
                 asked=entry.pop("asked"),
                 reply=entry.pop("reply", None),
                 events=tuple(EventRule(**rule) for rule in entry.pop("events", ())),
                 qemu=Presence(entry.pop("qemu")),
                 guest=tuple(Presence(view) for view in _listed(entry.pop("guest"))),
+                waiting=entry.pop("waiting", outcome is Outcome.PENDING),
                 source=entry.pop("source"),
             )
         except (KeyError, ValueError, TypeError) as error:

@@ -29,13 +29,14 @@ def keeping(expectation: Expectation, device: str = "thing1") -> Attempt:
         outcome=expectation.outcome,
         cause=expectation.cause,
         asked=expectation.asked,
-        reply=None if expectation.reply is None else expectation.reply.format(id=device),
+        reply=None if expectation.reply is None else expectation.reply.format(id=device, number=14),
         events=tuple(events),
         evidence=("kernel: evidence",),
         views=Views(expectation.qemu, expectation.guest[0]),
         elapsed=0.25,
         began=0,
         ended=9,
+        waiting=expectation.waiting,
     )
 
 
@@ -75,6 +76,7 @@ def test_every_fact_of_a_row_can_fail(row: Row) -> None:
         "reply": replace(kept, reply="Something else"),
         "QEMU's view": replace(kept, views=Views(other(promised.qemu), promised.guest[0])),
         "the guest's view": replace(kept, views=Views(promised.qemu, unpromised_view)),
+        "QEMU waits for the guest": replace(kept, waiting=not kept.waiting),
         "events": replace(kept, events=(*kept.events, stray)),
     }
     for fact, attempt in broken.items():
@@ -85,6 +87,33 @@ def test_every_fact_of_a_row_can_fail(row: Row) -> None:
         assert missing != promised
         event = {"event": rule.name, "data": {"device": kept.device}}
         assert replace(kept, events=(*missing.events, *[event] * (rule.most + 1))) != promised
+
+
+def test_only_what_is_pending_is_waited_for_unless_a_row_says_so() -> None:
+    contract = Contract(QEMU_11_1, LINUX_6_1)
+    assert contract.expect(Kind.DIMM, "silence: first LMB refused").waiting
+    assert not contract.expect(Kind.CORE, "refusal: last online CPU").waiting
+    assert contract.expect(Kind.DIMM, "repeat while pending").waiting
+
+
+def test_a_qemu_that_cannot_say_whether_it_waits_breaks_no_promise() -> None:
+    promised = Contract(QEMU_11_1, LINUX_6_1).expect(Kind.CORE, "removal")
+    assert replace(keeping(promised), waiting=None) == promised
+
+
+@pytest.mark.parametrize(
+    ("reply", "fits"),
+    [
+        ("core1 (no. 3) waits", True),
+        ("core1 (no. 14) waits", True),
+        ("core1 (no. x) waits", False),
+        ("core2 (no. 3) waits", False),
+    ],
+)
+def test_a_reply_may_have_numbers_of_its_own(reply: str, fits: bool) -> None:
+    data = {"kind": "core", "situation": "x", "outcome": "rejected", "asked": False, "qemu": "present", "guest": "present"}
+    promised = Row.parse(data | {"source": "s", "reply": "{id} (no. {number}) waits"}).expectation
+    assert (replace(keeping(promised, "core1"), reply=reply) == promised) is fits
 
 
 def test_the_order_of_events_is_part_of_the_promise() -> None:
