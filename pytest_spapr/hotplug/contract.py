@@ -1,4 +1,4 @@
-"""Contracts: what a QEMU build together with a guest kernel promises of an unplug. The rows are data, in ``contracts.toml``.
+"""Contracts: what a QEMU build together with a guest kernel promises of an unplug. The rows are data, in ``contracts/``.
 
 A row is chosen by the device's kind, the situation, the features that the build was probed for and the guest's kernel release.
 Exactly one row must fit: none or two are an error of the data, never a pass.
@@ -173,8 +173,9 @@ class Row:
 
 def packaged_rows() -> tuple[Row, ...]:
     """Return every row of the package's contracts."""
-    text = (resources.files("pytest_spapr.hotplug") / "contracts.toml").read_text(encoding="utf-8")
-    return tuple(Row.parse(entry) for entry in tomllib.loads(text)["row"])
+    files = (file for file in (resources.files("pytest_spapr.hotplug") / "contracts").iterdir() if file.name.endswith(".toml"))
+    tables = (tomllib.loads(file.read_text(encoding="utf-8")) for file in sorted(files, key=lambda file: file.name))
+    return tuple(Row.parse(entry) for table in tables for entry in table.get("row", ()))
 
 
 class Contract:
@@ -195,15 +196,15 @@ class Contract:
         return self.expect(device.kind, "removal")
 
     def refusal(self, device: HasKind, *, cause: str) -> Expectation:
-        """Return what is promised when the guest refuses and can say so. ``cause`` as in ``contracts.toml``."""
+        """Return what is promised when the guest refuses and can say so. ``cause`` as in ``contracts/``."""
         return self.expect(device.kind, f"refusal: {cause}")
 
     def silence(self, device: HasKind, *, cause: str) -> Expectation:
-        """Return what is promised when nobody answers. ``cause`` as in ``contracts.toml``."""
+        """Return what is promised when nobody answers. ``cause`` as in ``contracts/``."""
         return self.expect(device.kind, f"silence: {cause}")
 
     def rejection(self, device: HasKind, *, cause: str) -> Expectation:
-        """Return what is promised when QEMU refuses the command itself. ``cause`` as in ``contracts.toml``."""
+        """Return what is promised when QEMU refuses the command itself. ``cause`` as in ``contracts/``."""
         return self.expect(device.kind, f"rejection: {cause}")
 
     def unasked_removal(self, device: HasKind) -> Expectation:
@@ -213,6 +214,10 @@ class Contract:
     def repeat(self, device: HasKind) -> Expectation:
         """Return what is promised for a ``device_del`` while an earlier one is pending and its cause lasts."""
         return self.expect(device.kind, "repeat while pending")
+
+    def outlasted(self, device: HasKind, *, cause: str) -> Expectation:
+        """Return what is promised of a silence that outlasts every time limit that a QEMU has for an unplug, ``cause`` going on."""
+        return self.expect(device.kind, f"outlasted: {cause}")
 
     def expect(self, kind: Kind, situation: str) -> Expectation:
         """Return what is promised for a kind of device in a situation.
