@@ -2,16 +2,19 @@
 
 A *certain* defect shows every time: its test is a strict xfail, so that a build that mends it is noticed. One that kills QEMU only
 now and then has no such test: any test that ends with its signature is reported as xfailed with the reference, any other death of
-QEMU is a failure.
+QEMU is a failure. One that can be shown without a guest has a reproducer, which ``tests/qemu`` holds against every build.
 """
 
 from __future__ import annotations
 
+import json
+import re
+import shlex
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pytest_spapr.errors import MachineDied
 from pytest_spapr.hotplug.outcome import Kind, Outcome
@@ -23,6 +26,33 @@ if TYPE_CHECKING:
 Version = tuple[int, int, int]
 
 
+@dataclass(frozen=True, slots=True)
+class Reproducer:
+    """The least that shows a defect: QEMU, paused before the guest's first instruction, and QMP commands that are sent at once.
+
+    :ivar arguments: QEMU's, besides those that all have. :ivar commands: name and arguments of each.
+    :ivar symptom: what a QEMU with the defect does. One without it obeys the last command, ``quit``, and ends with status 0.
+    """
+
+    arguments: tuple[str, ...]
+    commands: tuple[tuple[str, Mapping[str, Any]], ...]
+    symptom: Literal["dies", "hangs"]
+
+    def argv(self, qemu: Sequence[str]) -> list[str]:
+        """Return the command to run. :param qemu: how to run QEMU, without arguments."""
+        return [*qemu, "-machine", "pseries", *self.arguments, "-nodefaults", "-display", "none", "-S", "-qmp", "stdio"]
+
+    def lines(self) -> list[str]:
+        """Return what it reads on its standard input."""
+        named = [("qmp_capabilities", {}), *self.commands, ("quit", {})]
+        return [json.dumps({"execute": name} | ({"arguments": dict(given)} if given else {})) for name, given in named]
+
+    def shell(self, qemu: Sequence[str]) -> str:
+        """Return the whole of it as one shell command."""
+        sent = " \\\n  ".join(shlex.quote(line) for line in self.lines())
+        return f"printf '%s\\n' {sent} |\n  {shlex.join(self.argv(qemu))}"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KnownDefect:
     """A defect that is not ours.
@@ -32,15 +62,21 @@ class KnownDefect:
     :ivar versions: ranges of QEMU versions that have it, first one in and first one out; None where it is not QEMU's.
     :ivar accelerators: those under which it shows. :ivar fatal: whether it kills QEMU.
     :ivar certain: whether it shows every time. One that does not needs no mark: its signature is looked for when QEMU dies.
+    :ivar seen: what it was seen with. :ivar since: the first release that has it, in words. :ivar fixed: the same of the first without.
+    :ivar reproducer: what shows it without a guest, if anything does.
     """
 
     id: str
     summary: str
     reference: str
+    seen: str
+    since: str
+    fixed: str
     versions: tuple[tuple[Version, Version], ...] | None = None
     accelerators: frozenset[str] = frozenset({"tcg", "kvm"})
     fatal: bool = False
     certain: bool = True
+    reproducer: Reproducer | None = None
 
     def applies(self, build: QemuBuild, accelerator: str) -> bool:
         """Return whether a machine of this build and accelerator has the defect."""
@@ -51,37 +87,92 @@ class KnownDefect:
 
 _NEVER: Final[Version] = (99, 0, 0)
 _TCG: Final = frozenset({"tcg"})
+_NOT_YET: Final = "not by 11.1"
+_ONE_CORE: Final = ("-accel", "tcg,thread=multi", "-cpu", "power9_v2.0", "-smp", "1,maxcpus=8", "-m", "512")
+_PLUG: Final = ("device_add", {"driver": "power9_v2.0-spapr-cpu-core", "id": "core1", "core-id": 1})
+_UNPLUG: Final = ("device_del", {"id": "core1"})
 
 _ROWS: Final = (
     KnownDefect(
         id="tcg-core-removal",
-        summary="after the removal of a core under TCG, QEMU dies: at once with a damaged heap, or at the next change of the memory map",
+        summary="after the removal of a core under TCG, the next change of the memory map kills QEMU: a DIMM, a PCI device, a reset",
         reference=(
-            "listeners of the dead CPU's address spaces stay registered, and its memory is freed while its thread runs; "
-            "qemu-devel, Maydell, 2025-09-29 'Destroy CPU AddressSpaces on unrealize'; sound in 11.1"
+            "listeners of the dead CPU's address spaces stay registered; "
+            "qemu-devel, Maydell, 2025-09-29 'Destroy CPU AddressSpaces on unrealize'"
         ),
+        seen="QEMU 7.2.22",
+        since="QEMU 5.2 or earlier",
+        fixed="QEMU 10.2, and 10.0.13 or earlier",
+        versions=(((0, 0, 0), (10, 0, 13)), ((10, 1, 0), (10, 2, 0))),
+        accelerators=_TCG,
+        fatal=True,
+        certain=False,
+        reproducer=Reproducer(
+            _ONE_CORE,
+            (_PLUG, _UNPLUG, ("device_add", {"driver": "virtio-rng-pci", "id": "card1", "bus": "pci.0"})),
+            "dies",
+        ),
+    ),
+    KnownDefect(
+        id="tcg-core-removal-heap",
+        summary="the removal of a core under TCG damages QEMU's heap, of which it dies at once or later",
+        reference=(
+            "the vCPU's TLB and address spaces are freed while its thread still runs: cpu_remove_sync comes after the parent's "
+            "unrealize in ppc_cpu_unrealize (target/ppc/cpu_init.c)"
+        ),
+        seen="QEMU 7.2.22, 10.0.13 and 10.2.2, most often once the guest has used the core",
+        since="QEMU 7.2 or earlier",
+        fixed="QEMU 11.1 or earlier",
         versions=(((0, 0, 0), (11, 0, 0)),),
         accelerators=_TCG,
         fatal=True,
         certain=False,
     ),
     KnownDefect(
+        id="tcg-single-thread-core-removal",
+        summary="with one TCG thread for all vCPUs, device_del of a core never returns: QMP hangs for ever, or QEMU aborts",
+        reference="the thread that removes the vCPU waits for itself; -accel tcg,thread=single, which the plugin never asks for",
+        seen="QEMU 5.2, 7.2.22, 10.0.13 and 11.1.3",
+        since="QEMU 5.2 or earlier",
+        fixed=_NOT_YET,
+        versions=(((0, 0, 0), _NEVER),),
+        accelerators=_TCG,
+        fatal=True,
+        certain=False,
+        reproducer=Reproducer(("-accel", "tcg,thread=single", *_ONE_CORE[2:]), (_PLUG, _UNPLUG), "hangs"),
+    ),
+    KnownDefect(
         id="dimm-first-lmb-silent",
         summary="a DIMM's refusal is not signalled when its first LMB fails, so never for a DIMM of one LMB",
-        reference="Linux dlpar_memory_remove_by_ic unisolates only LMBs that it had removed; 5.10 to 7.2, no QEMU compensates",
+        reference="Linux dlpar_memory_remove_by_ic unisolates only LMBs that it had removed, and no QEMU compensates",
+        seen="Linux 6.1, 6.12 and 7.2, with QEMU 5.2 to 11.1",
+        since="Linux 5.10 or earlier",
+        fixed="not by Linux 7.2",
     ),
     KnownDefect(
         id="dimm-doubled-guest-error",
         summary="one refusal of a DIMM gives two DEVICE_UNPLUG_GUEST_ERROR events",
-        reference="spapr_memory_unplug_rollback and drc_unisolate_logical both send it; QEMU 6.2 to 11.1 with Linux 5.14 and later",
+        reference="spapr_memory_unplug_rollback and drc_unisolate_logical both send it; with Linux 5.14 and later",
+        seen="QEMU 7.2.22 and 11.1.3",
+        since="QEMU 6.2",
+        fixed=_NOT_YET,
         versions=(((6, 2, 0), _NEVER),),
     ),
     KnownDefect(
         id="tcg-contexts-run-out",
         summary="every vCPU ever made keeps one of max_cpus translation contexts: one core plug too many aborts QEMU",
-        reference="tcg_register_thread: assertion failed: (n < tcg_max_ctxs); 5.2 to 11.1",
+        reference="tcg_register_thread: assertion failed: (n < tcg_max_ctxs)",
+        seen="QEMU 5.2, 7.2.22, 10.0.13 and 11.1.3",
+        since="QEMU 5.2 or earlier",
+        fixed=_NOT_YET,
+        versions=(((0, 0, 0), _NEVER),),
         accelerators=_TCG,
         fatal=True,
+        reproducer=Reproducer(
+            ("-accel", "tcg,thread=multi", "-cpu", "power9_v2.0", "-smp", "1,maxcpus=2", "-m", "512"),
+            (_PLUG, _UNPLUG, _PLUG),
+            "dies",
+        ),
     ),
 )
 
@@ -89,6 +180,8 @@ _ROWS: Final = (
 KNOWN_DEFECTS: Final[Mapping[str, KnownDefect]] = MappingProxyType({row.id: row for row in _ROWS})
 
 _CRASH_SIGNALS: Final = (-signal.SIGABRT, -signal.SIGSEGV, -signal.SIGBUS)
+# What the C library says of a heap that it finds damaged.
+_HEAP: Final = re.compile(r"(free|malloc|realloc|calloc|munmap_chunk)\(\)|corrupt")
 
 
 def crash_defect(machine: PseriesMachine) -> KnownDefect | None:
@@ -96,10 +189,13 @@ def crash_defect(machine: PseriesMachine) -> KnownDefect | None:
     end = machine.timeline.ended
     if not isinstance(end, MachineDied) or end.exit_status not in _CRASH_SIGNALS:
         return None
-    defect = KNOWN_DEFECTS["tcg-core-removal"]
-    if defect.applies(machine.build, machine.spec.accelerator) and _a_core_was_freed(machine):
-        return defect
-    return None
+    if not _a_core_was_freed(machine):
+        return None
+    # A damaged heap shows in other ways too, but where the C library names it, it is that.
+    rows = [KNOWN_DEFECTS["tcg-core-removal"], KNOWN_DEFECTS["tcg-core-removal-heap"]]
+    if any(_HEAP.search(word) for word in end.stderr):
+        rows = rows[1:]
+    return next((row for row in rows if row.applies(machine.build, machine.spec.accelerator)), None)
 
 
 def _a_core_was_freed(machine: PseriesMachine) -> bool:

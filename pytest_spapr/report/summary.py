@@ -153,7 +153,7 @@ class Summary:
     def _cell_lines(self) -> Iterable[str]:
         """Yield what each cell is and how its tests ended, and what their machines did."""
         for name, tally in self._cells.items():
-            yield f"{name}: {tally.tested}"
+            yield f"{name}: {tally.tested if tally.machines else 'no machine was started'}"
             parts = (
                 _counts(tally.verdicts),
                 f"attempts {_counts(tally.outcomes)}" if tally.outcomes else "",

@@ -1,0 +1,42 @@
+"""Reproducers of known defects: each build has those that are said of it, and no other."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+
+import pytest
+
+from pytest_spapr import KnownDefect, QemuBuild
+from pytest_spapr.hotplug.defects import KNOWN_DEFECTS
+
+_SHOWN = [row for row in KNOWN_DEFECTS.values() if row.reproducer]
+# A QEMU without the defect is done in 0.2 s.
+_HANGS_AFTER = 8.0
+_SECONDS = 60.0
+
+
+def ends(build: QemuBuild, defect: KnownDefect) -> str:
+    """Return how QEMU ends, with its last words."""
+    assert defect.reproducer is not None
+    hangs = defect.reproducer.symptom == "hangs"
+    try:
+        result = subprocess.run(
+            defect.reproducer.argv(build.command),
+            input="".join(f"{line}\n" for line in defect.reproducer.lines()),
+            env={**os.environ, **build.env},
+            capture_output=True,
+            text=True,
+            timeout=_HANGS_AFTER if hangs else _SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return "hangs"
+    return f"{'dies' if result.returncode < 0 else 'ends'} {result.returncode}: {result.stderr[-200:]} {result.stdout[-500:]}"
+
+
+@pytest.mark.parametrize("defect", _SHOWN, ids=lambda row: row.id)
+def test_a_reproducer_shows_what_it_says(defect: KnownDefect, qemu_build: QemuBuild) -> None:
+    assert defect.reproducer is not None
+    symptom = defect.reproducer.symptom if defect.applies(qemu_build, "tcg") else "ends 0"
+    assert ends(qemu_build, defect).startswith(symptom)
