@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pytest_spapr.errors import MachineDied
-from pytest_spapr.hotplug.defects import KNOWN_DEFECTS, Reproducer, crash_defect
+from pytest_spapr.hotplug.defects import Reproducer, crash_defect
 from pytest_spapr.hotplug.outcome import Kind, Outcome
 from pytest_spapr.timeline import Timeline
 
