@@ -63,3 +63,11 @@ class GuestCpus:
             if taken and self._shell.usable:
                 for cpu in self.present().intersection(taken):
                     self.set_online(cpu, True)
+
+    def remove(self, drc_index: int) -> None:
+        """Have the guest remove one core by itself, through ``/sys/kernel/dlpar``: what a guest does that comes to it late.
+
+        :param drc_index: the core's DRC index, e.g. 0x10000001.
+        :raises CommandFailed: the kernel refused.
+        """
+        self._shell.run(f"echo 'cpu remove index {drc_index:#x}' > /sys/kernel/dlpar").check()

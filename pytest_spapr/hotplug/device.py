@@ -76,14 +76,14 @@ class Device(ABC):
         return self._ledger.enter(self._judge(seconds).follow(attempt))
 
     def outlast(self, attempt: Attempt, seconds: float) -> Attempt:
-        """Wait until a pending attempt is so old, without a new command, and return it as it then is.
+        """Wait until an attempt that left the device in place is so old, without a new command, and return it as it then is.
 
-        PENDING if QEMU still waits for the guest, REVERTED if it has given up and told nobody; an event ends the wait before. The
-        attempt's age counts from QEMU's answer to its ``device_del``, by the machine's virtual clock, which QEMU's own timers run by: it
+        What was PENDING is so still if QEMU waits for the guest, or REVERTED if it has given up and told nobody. An event ends the wait
+        before. The attempt's age counts from QEMU's answer to its ``device_del``, by the machine's virtual clock, which QEMU's own timers run by: it
         stands still while the machine is paused.
 
         :param seconds: the age, in seconds.
-        :raises ConfigError: the attempt is not pending. :raises MachineError: the machine does not run.
+        :raises ConfigError: it is neither pending nor refused nor reverted. :raises MachineError: the machine does not run.
         """
         return self._ledger.enter(self._judge(None).outlast(attempt, seconds))
 

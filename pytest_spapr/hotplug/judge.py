@@ -22,6 +22,8 @@ from pytest_spapr.qemu.clock import virtual_seconds
 from pytest_spapr.timeline import Lane, Record
 
 _ABOUT_UNPLUG: Final = re.compile(r"DEVICE_DELETED|.*UNPLUG.*")
+# The device is where it was, and something may yet come of it.
+_LASTING: Final = (Outcome.PENDING, Outcome.REFUSED, Outcome.REVERTED)
 _OUTCOMES: Final = {
     "DEVICE_DELETED": Outcome.REMOVED,
     "DEVICE_UNPLUG_GUEST_ERROR": Outcome.REFUSED,
@@ -104,9 +106,9 @@ class Judge:
         return self._conclude(attempt.began, attempt.ended, verdict)
 
     def outlast(self, attempt: Attempt, seconds: float) -> Attempt:
-        """Judge a pending attempt anew when it has been pending for so long by the machine's virtual clock."""
-        if attempt.outcome is not Outcome.PENDING:
-            raise ConfigError(f"only an attempt that is pending can be outlasted, not: {attempt}")
+        """Judge an attempt that left the device in place anew when it is so old by the machine's virtual clock."""
+        if attempt.outcome not in _LASTING:
+            raise ConfigError(f"only an attempt that is {', '.join(_LASTING)} can be outlasted, not: {attempt}")
         self._timeline.step(f"outlast the unplug of {self._device.kind} {self._device.id}: {seconds:g} s of virtual time")
         try:
             verdict = self._outlive(attempt, seconds)
@@ -130,9 +132,9 @@ class Judge:
             evidence.append(f"{heard.record.lane}: {heard.record.text}")
             if heard.outcome is not None:
                 return _Verdict(heard.outcome, evidence=evidence)
-            if heard.clue is Clue.FAILED:
+            if heard.clue is Clue.FAILED and cause is not None:
                 cause = Silence.REFUSED_UNSIGNALLED
-        return self._told(attempt.ended) or _Verdict(Outcome.PENDING, cause, evidence=evidence)
+        return self._told(attempt.ended) or _Verdict(attempt.outcome, cause, evidence=evidence)
 
     def _accepted(self, attempt: Attempt) -> int:
         """Return the cursor of QEMU's answer to the attempt's ``device_del``: whatever it began by then is at least as old."""

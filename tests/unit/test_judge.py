@@ -371,7 +371,23 @@ def test_nothing_grows_older_in_a_paused_machine() -> None:
         judge(machine).outlast(first, 60)
 
 
-def test_only_what_is_pending_can_be_outlasted() -> None:
+def test_a_refusal_that_is_outlasted_stays_one() -> None:
+    def script(machine: ScriptedMachine) -> None:
+        machine.waiting = False
+        machine.event("RESUME", device=None)
+        machine.awaiting()
+        machine.event("DEVICE_UNPLUG_GUEST_ERROR")
+
+    machine = ScriptedMachine(script)
+    refused = judge(machine).attempt()
+    machine.kernel("failed")
+    later = judge(machine).outlast(refused, 0.05)
+    assert (later.outcome, later.cause, later.event_names) == (Outcome.REFUSED, None, ("DEVICE_UNPLUG_GUEST_ERROR",))
+
+
+def test_what_is_over_cannot_be_outlasted() -> None:
     machine = ScriptedMachine(lambda m: m.event("DEVICE_DELETED"))
-    with pytest.raises(ConfigError, match="only an attempt that is pending can be outlasted, not: core core1: REMOVED"):
+    with pytest.raises(
+        ConfigError, match="only an attempt that is pending, refused, reverted can be outlasted, not: core core1: REMOVED"
+    ):
         judge(machine).outlast(judge(machine).attempt(), 1)
