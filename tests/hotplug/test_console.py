@@ -164,7 +164,8 @@ class TestRenewal:
         since = machine.timeline.mark()
         for _ in range(3):
             guest.renew()
-        assert [record.text for record in machine.timeline.since(since, Lane.SERVICE)] == ["renew: done"] * 3
+        # rtas_errd has words of its own while it starts.
+        assert [text for text in texts(machine, Lane.SERVICE, since) if text.startswith("renew")] == ["renew: done"] * 3
 
     def test_a_time_that_the_kernel_does_not_take_is_told(self, guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(time, "time_ns", lambda: -1_000_000_000)
