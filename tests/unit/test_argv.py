@@ -110,7 +110,17 @@ def test_more_arguments_come_last_and_win() -> None:
 
 
 def test_kvm() -> None:
-    assert values("-accel", words(accelerator="kvm")) == ["kvm"]
+    line = words(accelerator="kvm")
+    assert (values("-accel", line), values("-cpu", line)) == (["kvm"], ["host"])
+
+
+@pytest.mark.parametrize(
+    ("version", "model"), [((5, 2, 0), "power8"), ((7, 1, 0), "power8"), ((7, 2, 0), "power9"), ((11, 1, 3), "power9")]
+)
+def test_a_cpu_that_the_build_is_sound_with(version: tuple[int, int, int], model: str) -> None:
+    build = replace(BUILD, version=version)
+    assert values("-cpu", words(build=build)) == [model]
+    assert values("-cpu", words(build=build, cpu="power10")) == ["power10"]
 
 
 @pytest.mark.parametrize(
@@ -181,7 +191,7 @@ def test_a_firmware_that_the_build_lacks() -> None:
             "slots=4: expected at least 1 where max_memory (1024 MiB) is more than memory (1024 MiB), and 0 where it is not",
         ),
         ({"slots": -1}, "slots=-1: expected at least 1 where max_memory"),
-        ({"cpu": ""}, "cpu='': expected a name, e.g. power9"),
+        ({"cpu": ""}, "cpu='': expected a name, e.g. power9, or None"),
         ({"machine": None}, "machine=None: expected a name, e.g. pseries"),
         ({"kernel_args": "quiet"}, "kernel_args='quiet': expected a tuple of strings"),
         ({"qemu_args": ("-m", 1)}, "qemu_args=('-m', 1): expected a tuple of strings"),
