@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_spapr import Guest, LaunchMachine, PseriesMachine
+from pytest_spapr import Guest, GuestImage, LaunchMachine, PseriesMachine
 from pytest_spapr.deadline import Deadline
 from pytest_spapr.errors import BootFailed, CommandFailed, DeadlineExpired, MachineDied, MachineError, SshFailed
 from pytest_spapr.timeline import Lane, Record
@@ -86,6 +86,15 @@ def test_slof_boots_it_too(launch_machine: LaunchMachine) -> None:
     machine = launch_machine(firmware="slof", start="boot", kernel_args=("spapr.test=here",))
     assert "spapr.test=here" in machine.guest.read("/proc/cmdline").split()
     assert any("SLOF" in record.text for record in machine.timeline.since(0, Lane.CONSOLE))
+
+
+def test_the_guest_is_what_its_image_says(guest: Guest, guest_image: GuestImage) -> None:
+    assert guest.read("/proc/sys/kernel/osrelease") == guest_image.kernel_release
+    pages = re.search(r"^KernelPageSize: +(\d+) kB$", guest.read("/proc/self/smaps"), re.MULTILINE)
+    assert pages
+    assert guest_image.page_size in (None, int(pages[1]) * 1024), "a user's own kernel does not say before it runs"
+    loaded = {line.split()[0] for line in guest.read("/proc/modules").splitlines()}
+    assert loaded == {name.replace("-", "_") for name in guest_image.modules}
 
 
 class TestCommands:
