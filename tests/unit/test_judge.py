@@ -31,7 +31,9 @@ class ScriptedMachine:
         self.errd = ErrdState.RUNNING
         self.lock: LockHolder | None = None
         self.qmp = SimpleNamespace(execute=self.execute)
+        self.interrupts = 0
         self.guest = SimpleNamespace(
+            hotplug_interrupts=lambda: self.interrupts,
             settle=lambda: on_settle(self),
             rtas_errd=SimpleNamespace(state=lambda: self.errd),
             drmgr=SimpleNamespace(lock_holder=lambda: self.lock),
@@ -246,8 +248,20 @@ def test_the_backstop_says_that_it_was_one(heard: bool, cause: Silence) -> None:
     assert "backstop" in done.evidence[-1]
 
 
+def test_a_repeat_that_the_guest_is_not_told_of_needs_no_waiting() -> None:
+    machine = ScriptedMachine(lambda m: None)
+    machine.pending = True
+    done = judge(machine, seconds=60).attempt()
+    assert (done.outcome, done.cause) == (Outcome.PENDING, Silence.NOT_DELIVERED)
+    assert "no hotplug interrupt came" in done.evidence[0]
+
+
 def test_a_pending_core_is_asked_again_without_a_new_trace() -> None:
-    machine = ScriptedMachine(lambda m: m.event("DEVICE_DELETED"))
+    def script(machine: ScriptedMachine) -> None:
+        machine.interrupts += 1
+        machine.event("DEVICE_DELETED")
+
+    machine = ScriptedMachine(script)
     machine.pending = True
     done = judge(machine).attempt()
     assert (done.outcome, done.asked) == (Outcome.REMOVED, True)
