@@ -62,7 +62,7 @@ def _is_directory(name: str) -> bool:
 def build(
     recipe: Recipe, cache: Cache, mirror: Callable[[], str], progress: Progress | None = None, *, again: bool = False
 ) -> GuestImage:
-    """Return the recipe's image, from the cache without any network or else built: about 90 MB to fetch, then about 10 s.
+    """Return the recipe's image, from the cache without any network or else built: 60 to 100 MB to fetch, then about 10 s.
 
     :param mirror: returns the mirror's base URL; called only when something must be built.
     :param again: build it although it is there, from the mirror's newest packages; it gets new keys.

@@ -92,7 +92,8 @@ def test_the_guest_is_what_its_image_says(guest: Guest, guest_image: GuestImage)
     assert guest.read("/proc/sys/kernel/osrelease") == guest_image.kernel_release
     pages = re.search(r"^KernelPageSize: +(\d+) kB$", guest.read("/proc/self/smaps"), re.MULTILINE)
     assert pages
-    assert guest_image.page_size in (None, int(pages[1]) * 1024), "a user's own kernel does not say before it runs"
+    # None: a user's own kernel does not say before it runs.
+    assert guest_image.page_size in (None, int(pages[1]) * 1024)
     loaded = {line.split()[0] for line in guest.read("/proc/modules").splitlines()}
     assert loaded == {name.replace("-", "_") for name in guest_image.modules}
 
