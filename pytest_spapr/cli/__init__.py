@@ -1,0 +1,51 @@
+"""The ``spapr`` command: what the plugin needs, by hand. Exit status 0, or 2 with one clear message on stderr."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Sequence
+
+from pytest_spapr.cli import builds, images, templates
+from pytest_spapr.cli.run import Run
+from pytest_spapr.errors import SpaprError
+from pytest_spapr.progress import finished, progress_for
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status.
+
+    :param argv: without the program's name; by default the process's.
+    """
+    arguments = _parser().parse_args(argv)
+    progress = progress_for(sys.stderr, shutil.get_terminal_size().columns - 1)
+    try:
+        with finished(progress):
+            arguments.run(Run(arguments, progress))
+    except SpaprError as error:
+        print(f"spapr: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="spapr",
+        description="Makes and keeps what pytest-spapr runs: guest images and QEMU builds, out of Debian's packages, without root; "
+        "and keeps the templates of its machines.",
+        epilog="The variables SPAPR_CACHE_DIR, SPAPR_DEBIAN_MIRROR and SPAPR_OFFLINE stand for the options of the same name.",
+    )
+    common = argparse.ArgumentParser(add_help=False)
+    group = common.add_argument_group("where from and where to")
+    group.add_argument("--cache-dir", metavar="DIR", help="the cache (default: pytest-spapr in the user's cache directory)")
+    group.add_argument(
+        "--debian-mirror", metavar="URL", help="the mirror to fetch packages from (default: that of this machine's apt)"
+    )
+    group.add_argument("--offline", action="store_true", default=None, help="fail rather than use the network")
+    areas = parser.add_subparsers(title="areas", required=True, metavar="AREA")
+    for area in (images, builds, templates):
+        area.add(areas, common)
+    return parser

@@ -1,0 +1,35 @@
+"""What every command works with."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TypeAlias
+
+from pytest_spapr import config
+from pytest_spapr.cache import Cache, Entry, megabytes
+from pytest_spapr.debian.mirror import find_mirror
+from pytest_spapr.errors import ConfigError
+from pytest_spapr.progress import Progress
+
+#: What an area's ``add`` gets; argparse names this class only with an underscore.
+Areas: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+class Run:
+    """What every command works with: the settings that the user gave, decided as for pytest."""
+
+    def __init__(self, arguments: argparse.Namespace, progress: Progress) -> None:
+        self.arguments = arguments
+        self.progress = progress
+        self.settings = config.read({name: vars(arguments).get(name) for name in ("cache_dir", "debian_mirror", "offline")})
+        self.cache = Cache(self.settings.cache_dir.value)
+
+    def mirror(self) -> str:
+        if self.settings.offline.value:
+            raise ConfigError(f"this needs the network, which {self.settings.offline.label} forbids: do it once without.")
+        return find_mirror(self.settings.debian_mirror.value)
+
+
+def tell_removed(entry: Entry) -> None:
+    """Print that an entry of the cache was removed, and what it took."""
+    print(f"removed {entry.path} ({megabytes(entry.size)})")
