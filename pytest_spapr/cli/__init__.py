@@ -7,7 +7,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 
-from pytest_spapr.cli import builds, images, templates
+from pytest_spapr.cli import builds, defects, images, templates
 from pytest_spapr.cli.run import Run
 from pytest_spapr.errors import SpaprError
 from pytest_spapr.progress import finished, progress_for
@@ -46,6 +46,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     group.add_argument("--offline", action="store_true", default=None, help="fail rather than use the network")
     areas = parser.add_subparsers(title="areas", required=True, metavar="AREA")
-    for area in (images, builds, templates):
+    for area in (images, builds, templates, defects):
         area.add(areas, common)
     return parser

@@ -7,6 +7,7 @@ import pytest
 
 from pytest_spapr import cli
 from pytest_spapr.cache import Cache
+from pytest_spapr.hotplug.defects import KNOWN_DEFECTS
 from pytest_spapr.images import build as images
 from pytest_spapr.images import recipe as recipes
 from pytest_spapr.images import store
@@ -108,3 +109,19 @@ def test_help_is_there(arguments: list[str], capsys: pytest.CaptureFixture[str])
         cli.main([*arguments, "-h"])
     assert caught.value.code == 0
     assert "usage: spapr" in capsys.readouterr().out
+
+
+def test_known_defects_are_listed_and_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["defects"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(KNOWN_DEFECTS)
+    assert cli.main(["defects", "tcg-core-removal"]) == 0
+    told = capsys.readouterr().out
+    for words in ("QEMU 7.2.22, under TCG", "QEMU 5.2 or earlier", "QEMU 10.2", "QEMU dies", "-qmp stdio"):
+        assert words in told
+    assert cli.main(["defects", "dimm-first-lmb-silent"]) == 0
+    assert "needs a guest" in capsys.readouterr().out
+
+
+def test_an_unknown_defect_is_an_error_that_lists_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["defects", "no-such"]) == 2
+    assert "no known defect is called 'no-such'; there are tcg-core-removal, " in capsys.readouterr().err
