@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pytest_spapr.cache import Cache, cache_errors, megabytes
 from pytest_spapr.errors import CacheError, DeadlineExpired, LaunchFailed, MachineDied, MachineError, QmpRefused, SpaprError
+from pytest_spapr.hotplug.defects import crash_defect
 from pytest_spapr.hotplug.device import Device
 from pytest_spapr.hotplug.outcome import Outcome
 from pytest_spapr.hotplug.pseries import PseriesMachine
@@ -187,6 +188,9 @@ def _try_clone(plan: _Plan, directory: Path) -> None:
         if machine is not None:
             machine.close()
     if attempt is not None and attempt.outcome is not Outcome.REMOVED:
+        if attempt.outcome is Outcome.CRASHED and crash_defect(machine):
+            # QEMU 10.0 under TCG: the guest gave the core up, and a machine that was booted dies of that just as often.
+            return
         raise _Unsound(
             f"a clone of such a machine is unsound: its {attempt.kind} is {attempt.outcome} where it should be removed"
         )

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -297,6 +298,16 @@ def test_an_unsound_one_is_remembered(cache: Cache, plan: Any, step: str, troubl
     assert [Path(path).name for path in left(cache)] == [store.MANIFEST]
     assert store.remove(cache, key_for(build(), SPEC, image()))
     asked(cache).close()
+
+
+@pytest.mark.parametrize(("defect", "sound"), [("tcg-core-removal-heap", True), (None, False)])
+def test_a_death_that_machines_that_were_booted_die_too_is_not_the_clones_fault(
+    cache: Cache, plan: Any, monkeypatch: pytest.MonkeyPatch, defect: str | None, sound: bool
+) -> None:
+    monkeypatch.setattr(make, "crash_defect", lambda machine: defect)
+    plan["unplug"] = Outcome.CRASHED
+    with nullcontext() if sound else pytest.raises(NoTemplate, match="its core is crashed where it should be removed"):
+        asked(cache).close()
 
 
 @pytest.mark.parametrize(
