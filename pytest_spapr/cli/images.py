@@ -23,9 +23,11 @@ def add(areas: Areas, common: argparse.ArgumentParser) -> None:
         "build",
         parents=parents,
         help="build an image and print its directory",
-        description="Build a guest image unless it is in the cache, and print its directory. Fetches about 56 MB of packages.",
+        description="Build a guest image unless it is in the cache, and print its directory. Fetches 60 to 100 MB of packages.",
     )
-    build.add_argument("name", nargs="?", default=recipes.DEFAULT_IMAGE, help="the recipe's name (default: %(default)s)")
+    build.add_argument(
+        "name", nargs="?", default=recipes.DEFAULT_IMAGE, help=f"one of {', '.join(recipes.names())} (default: %(default)s)"
+    )
     build.add_argument(
         "--again", action="store_true", help="build it although it is there, with the newest packages and new keys"
     )
@@ -68,11 +70,12 @@ def _image_build(run: Run) -> None:
 
 
 def _image_list(run: Run) -> None:
-    keys = {recipes.load(name).key: name for name in recipes.names()}
+    known = [recipes.load(name) for name in recipes.names()]
+    keys = {recipe.key for recipe in known}
     entries = {entry.key: entry for entry in run.cache.entries(store.KIND)}
-    for key, name in keys.items():
-        if key not in entries:
-            print(f"{name:<28} not built: spapr image build {name}")
+    for recipe in known:
+        if recipe.key not in entries:
+            print(f"{recipe.name:<28} not built: spapr image build {recipe.name}  ({recipe.description})")
     for key, entry in entries.items():
         try:
             image = store.open_image(entry.path)
@@ -80,7 +83,12 @@ def _image_list(run: Run) -> None:
             print(f"{key:<28} damaged: spapr image remove {key}")
             continue
         stale = "" if key in keys or "+" in image.name else "  (of an older recipe)"
-        print(f"{image.name:<28} Linux {image.kernel_release}  {megabytes(entry.size):>9}  {entry.path}{stale}")
+        kernel = f"Linux {image.kernel_release}, {_pages(image)}"
+        print(f"{image.name:<28} {kernel:<52} {megabytes(entry.size):>8}  {entry.path}{stale}")
+
+
+def _pages(image: store.GuestImage) -> str:
+    return f"{image.page_size // 1024} KiB pages" if image.page_size else "page size unknown"
 
 
 def _image_show(run: Run) -> None:
@@ -88,8 +96,7 @@ def _image_show(run: Run) -> None:
     if run.arguments.json:
         print(json.dumps({"directory": str(image.directory), **image.manifest}, indent=1))
         return
-    pages = f"{image.page_size // 1024} KiB pages" if image.page_size else "page size unknown"
-    print(f"{image.name}: Linux {image.kernel_release}, {pages}")
+    print(f"{image.name}: Linux {image.kernel_release}, {_pages(image)}")
     print(f"directory: {image.directory}")
     for name in store.FILES:
         facts = image.manifest["files"][name]

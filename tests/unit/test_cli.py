@@ -42,7 +42,7 @@ def key(cache: Cache) -> str:
 
 def test_a_built_image_is_listed_shown_verified_and_removed(key: str, cache: Cache, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["image", "list"]) == 0
-    assert "debian-12                    Linux 6.1-test" in capsys.readouterr().out
+    assert "debian-12                    Linux 6.1-test, 64 KiB pages" in capsys.readouterr().out
     assert cli.main(["image", "show"]) == 0
     assert "Linux 6.1-test, 64 KiB pages" in capsys.readouterr().out
     assert cli.main(["image", "show", key, "--json"]) == 0
@@ -68,7 +68,10 @@ def test_a_damaged_image_is_listed_as_such_and_can_be_removed(key: str, cache: C
 
 def test_what_is_not_there_is_listed_with_the_command_that_makes_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["image", "list"]) == 0
-    assert "not built: spapr image build debian-12" in capsys.readouterr().out
+    assert (
+        "debian-13                    not built: spapr image build debian-13  (Debian 13's kernel: Linux 6.12"
+        in capsys.readouterr().out
+    )
     assert cli.main(["qemu", "list"]) == 0
     assert "not fetched: spapr qemu fetch 11.1" in capsys.readouterr().out
 
