@@ -9,19 +9,21 @@ import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from pytest_spapr.errors import BuildError
+from pytest_spapr.qemu import behaviour
 from pytest_spapr.qemu.process import exit_in_words
 
 _TARGET: Final = "ppc64"
 _SECONDS: Final = 60.0
 # Raise it when the probe learns to ask for more.
-_FORMAT: Final = 3
+_FORMAT: Final = 4
 # A command, with a word of ours behind a colon where one command is asked twice, and its arguments.
 _KVM: Final = "query-kvm"
+_MODERN_MONITOR: Final = "monitor-qmp"
 _Questions = dict[str, dict[str, Any]]
 _QUESTIONS: Final[_Questions] = {
     "query-version": {},
@@ -31,9 +33,10 @@ _QUESTIONS: Final[_Questions] = {
     "query-qmp-schema": {},
     "query-command-line-options": {},
     "qom-list-types": {"implements": "device", "abstract": False},
-    "qom-list-types:monitor": {"implements": "monitor-qmp"},
+    "qom-list-types:monitor": {"implements": _MODERN_MONITOR},
 }
 _PROPERTIES: Final = "qom-list-properties"
+_BEHAVIOUR: Final = "behaviour"
 _EXPECTED: Final = "Give the path of a qemu-system-ppc64 binary."
 
 
@@ -44,8 +47,10 @@ class QemuBuild:
     :ivar name: what the user called it. :ivar command: how to run it: the binary, or a loader and the binary.
     :ivar env: additions to the environment. :ivar version: e.g. ``(7, 2, 22)``. :ivar package: the distributor's words, or None.
     :ivar machines: machine types and their aliases. :ivar accelerators: those that work here, as QEMU says.
-    :ivar features: QMP commands and events by name, and ``-sandbox``, ``x-vof`` and ``monitor-qmp`` where there are such.
+    :ivar features: QMP commands and events by name, ``-sandbox``, ``x-vof`` and ``monitor-qmp`` where there are such, and what it does
+        on hot-unplug (``behaviour.BEHAVIOURS``).
     :ivar devices: device models. :ivar sha256: of the binary.
+    :ivar unprobed: why what it does on hot-unplug was taken from its version; None if it was observed.
     """
 
     name: str
@@ -59,6 +64,7 @@ class QemuBuild:
     features: frozenset[str]
     devices: frozenset[str]
     sha256: str
+    unprobed: str | None = None
 
     @property
     def version_text(self) -> str:
@@ -68,7 +74,7 @@ class QemuBuild:
 
 
 def probe(command: Sequence[str], env: Mapping[str, str], binary: Path, cache: Path | None, name: str) -> QemuBuild:
-    """Return what a build can do. Runs it for about 0.2 s, and not at all when its hash is in the cache.
+    """Return what a build can do. Runs it for about 0.6 s, and not at all when its hash is in the cache.
 
     A build with KVM compiled in is asked each time whether that works: it depends on the host's modules and permissions too.
 
@@ -87,7 +93,18 @@ def probe(command: Sequence[str], env: Mapping[str, str], binary: Path, cache: P
         _store(stored, answers)
     elif answers[_KVM]["present"]:
         answers |= _ask(command, env, binary, {_KVM: {}})
-    return _build(answers, name=name, command=tuple(command), env=dict(env), binary=binary, sha256=digest)
+    unprobed = None
+    if _BEHAVIOUR not in answers:
+        try:
+            modern = bool(answers["qom-list-types:monitor"])
+            answers[_BEHAVIOUR] = sorted(behaviour.observe(command, env, modern_monitor=modern))
+            _store(stored, answers)
+        except behaviour.NotProbed as error:
+            # Not stored: the next run tries again.
+            unprobed = str(error)
+    build = _build(answers, name=name, command=tuple(command), env=dict(env), binary=binary, sha256=digest)
+    does = frozenset(answers[_BEHAVIOUR]) if unprobed is None else behaviour.by_version(build.version)
+    return replace(build, features=build.features | does, unprobed=unprobed)
 
 
 def _sha256(binary: Path) -> str:

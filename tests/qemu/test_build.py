@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 from pytest_spapr import LaunchMachine, QemuBuild
+from pytest_spapr.qemu.behaviour import BEHAVIOURS, by_version
 
 
 def test_the_probe_tells_the_truth(qemu_build: QemuBuild, launch_machine: LaunchMachine) -> None:
@@ -26,3 +29,10 @@ def test_what_hot_unplug_rests_on_is_there(qemu_build: QemuBuild) -> None:
     assert {"pc-dimm", "virtio-rng-pci", "spapr-vty", "spapr-pci-host-bridge"} <= qemu_build.devices
     assert "pseries" in qemu_build.machines
     assert "tcg" in qemu_build.accelerators
+
+
+def test_what_a_release_does_on_hot_unplug_is_observed(qemu_build: QemuBuild) -> None:
+    assert qemu_build.unprobed is None
+    if "Debian" not in (qemu_build.package or ""):
+        pytest.skip(f"{qemu_build.version_text} may be patched: only of Debian's is it known what it must do")
+    assert qemu_build.features & BEHAVIOURS.keys() == by_version(qemu_build.version)

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from pytest_spapr.errors import BuildError
-from pytest_spapr.qemu import build
+from pytest_spapr.qemu import behaviour, build
+from pytest_spapr.qemu.behaviour import BEHAVIOURS, NotProbed, by_version
 from pytest_spapr.qemu.build import QemuBuild, probe
 
 from . import fake_qemu
@@ -40,7 +41,7 @@ def test_what_a_build_can_do(binary: Path) -> None:
     assert found.machines == {"pseries", "pseries-7.2", "pseries-7.1", "none"}
     assert found.accelerators == {"tcg"}
     # The fake has one answer for every qom-list-types.
-    assert found.features == {"set-action", "DEVICE_DELETED", "-sandbox", "x-vof", "pc-dimm"}
+    assert found.features - BEHAVIOURS.keys() == {"set-action", "DEVICE_DELETED", "-sandbox", "x-vof", "pc-dimm"}
     assert found.devices == {"pc-dimm"}
 
 
@@ -61,6 +62,52 @@ def test_a_build_without_a_package_name(tmp_path: Path) -> None:
 )
 def test_kvm_counts_only_where_it_works(tmp_path: Path, kvm: dict[str, bool], expected: set[str]) -> None:
     assert probed(fake_qemu.install(tmp_path / "qemu", answering(query_kvm=kvm))).accelerators == expected
+
+
+class TestBehaviour:
+    """What a build does on hot-unplug; the fake does nothing at all."""
+
+    def test_of_one_that_cannot_be_asked_is_taken_from_its_version(self, binary: Path) -> None:
+        found = probed(binary)
+        assert found.features & BEHAVIOURS.keys() == by_version((7, 2, 22))
+        assert found.unprobed is not None
+        assert "could not be probed" in found.unprobed
+
+    def test_of_one_that_ends_is_told_with_its_last_words(self, tmp_path: Path) -> None:
+        script = {"start": [{"stderr": "no such machine"}, {"exit": 1}]}
+        with pytest.raises(NotProbed, match="QEMU ended and said: no such machine"):
+            behaviour.observe(fake_qemu.command(script), {}, modern_monitor=False)
+
+    def test_is_remembered_and_that_it_was_not_observed_is_not(
+        self, binary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        cache = tmp_path / "cache" / "probes"
+        assert probed(binary, cache).unprobed
+        asked: list[Any] = []
+
+        def observe(*arguments: Any, **_: Any) -> frozenset[str]:
+            asked.append(arguments)
+            return frozenset({"unplug-timer"})
+
+        monkeypatch.setattr(behaviour, "observe", observe)
+        for _ in range(2):
+            found = probed(binary, cache)
+            assert found.features & BEHAVIOURS.keys() == {"unplug-timer"}
+            assert found.unprobed is None
+        assert len(asked) == 1
+
+    @pytest.mark.parametrize(
+        ("version", "has", "lacks"),
+        [
+            ((5, 2, 0), "repeat-dimm-rejected", "repeat-pci-rejected"),
+            ((6, 0, 0), "dimm-reconfigure-heard", "core-refusal-heard"),
+            ((6, 1, 0), "core-refusal-heard", "dimm-refusal-doubled"),
+            ((99, 0, 0), "dimm-refusal-doubled", "unplug-timer"),
+        ],
+    )
+    def test_of_releases(self, version: tuple[int, int, int], has: str, lacks: str) -> None:
+        assert has in by_version(version)
+        assert lacks not in by_version(version)
 
 
 class TestCache:
