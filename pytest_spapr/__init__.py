@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from pytest_spapr.fixtures import LaunchMachine
     from pytest_spapr.guest.guest import Guest
     from pytest_spapr.hotplug.attempt import Attempt
-    from pytest_spapr.hotplug.contract import Contract, Expectation
+    from pytest_spapr.hotplug.contract import Contract
     from pytest_spapr.hotplug.defects import KnownDefect
+    from pytest_spapr.hotplug.expectation import Expectation
     from pytest_spapr.hotplug.outcome import Kind, Outcome, Presence, Silence
     from pytest_spapr.hotplug.pseries import PseriesMachine
     from pytest_spapr.images.store import GuestImage
@@ -43,7 +44,7 @@ _HOMES = {
     "Contract": "hotplug.contract",
     "Deadline": "deadline",
     "DeadlineExpired": "errors",
-    "Expectation": "hotplug.contract",
+    "Expectation": "hotplug.expectation",
     "Guest": "guest.guest",
     "GuestError": "errors",
     "GuestImage": "images.store",

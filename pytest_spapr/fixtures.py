@@ -174,7 +174,7 @@ def contract(qemu_build: QemuBuild, guest_image: GuestImage) -> Contract:
     """What this QEMU build promises together with the guest image's kernel."""
     from pytest_spapr.hotplug.contract import Contract
 
-    return Contract(qemu_build.features, guest_image.kernel_release)
+    return Contract(qemu_build.features, guest_image.kernel_release, qemu=qemu_build.version)
 
 
 @contextmanager

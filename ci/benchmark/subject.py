@@ -15,7 +15,8 @@ from pytest_spapr.config import Settings
 from pytest_spapr.deadline import Deadline, budgets
 from pytest_spapr.errors import SpaprError
 from pytest_spapr.hotplug.attempt import Attempt
-from pytest_spapr.hotplug.contract import Contract, Expectation
+from pytest_spapr.hotplug.contract import Contract
+from pytest_spapr.hotplug.expectation import Expectation
 from pytest_spapr.hotplug.pseries import PseriesMachine
 from pytest_spapr.images.store import GuestImage
 from pytest_spapr.machine import Harness
@@ -99,7 +100,7 @@ class Subject:
 
     @property
     def contract(self) -> Contract:
-        return Contract(self.build.features, self.image.kernel_release)
+        return Contract(self.build.features, self.image.kernel_release, qemu=self.build.version)
 
     def facts(self) -> dict[str, Any]:
         """Return what is measured, for JSON; nothing of it says where it is on this host."""

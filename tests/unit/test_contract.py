@@ -11,8 +11,10 @@ import pytest
 
 from pytest_spapr.errors import ConfigError
 from pytest_spapr.hotplug.attempt import Attempt, Views
-from pytest_spapr.hotplug.contract import Contract, Expectation, Row, packaged_rows, version
+from pytest_spapr.hotplug.contract import Contract
+from pytest_spapr.hotplug.expectation import Expectation
 from pytest_spapr.hotplug.outcome import Kind, Outcome, Presence, Silence
+from pytest_spapr.hotplug.rows import Row, packaged_rows, version
 
 QEMU_7_2 = frozenset({"DEVICE_DELETED", "DEVICE_UNPLUG_GUEST_ERROR", "MEM_UNPLUG_ERROR"})
 QEMU_11_1 = QEMU_7_2 - {"MEM_UNPLUG_ERROR"}
@@ -178,7 +180,7 @@ def test_a_bad_row_is_refused_with_its_fault(change: dict[str, Any], words: str)
 def test_kernel_bounds() -> None:
     def fits(bounds: str, kernel: str) -> bool:
         data = {"kind": "core", "situation": "x", "outcome": "removed", "asked": True, "qemu": "absent", "guest": "absent"}
-        return Row.parse(data | {"source": "s", "kernel": bounds}).fits(frozenset(), version(kernel))
+        return Row.parse(data | {"source": "s", "kernel": bounds}).fits(frozenset(), version(kernel), (11, 1))
 
     assert fits(">=5.14", "5.14.0")
     assert fits(">=5.14", "6.1.0-50-powerpc64le")
