@@ -142,6 +142,16 @@ _ROWS: Final = (
         reproducer=Reproducer(("-accel", "tcg,thread=single", *_ONE_CORE[2:]), (_PLUG, _UNPLUG), "hangs"),
     ),
     KnownDefect(
+        id="tcg-smp-migration",
+        summary="after a migration under TCG, a CPU that was idle takes no interrupt any more: a guest with several CPUs hangs",
+        reference="seen from outside only: the CPU's interrupt is pending in its XIVE context (info pic), and its thread sleeps",
+        seen="QEMU 10.0.13, not 7.2.22 and 11.1.3",
+        since="QEMU 10.0 or earlier, later than 7.2",
+        fixed="QEMU 11.1 or earlier",
+        versions=(((10, 0, 0), (10, 1, 0)),),
+        accelerators=_TCG,
+    ),
+    KnownDefect(
         id="dimm-first-lmb-silent",
         summary="a DIMM's refusal is not signalled when its first LMB fails, so never for a DIMM of one LMB",
         reference="Linux dlpar_memory_remove_by_ic unisolates only LMBs that it had removed, and no QEMU compensates",

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import time
+from dataclasses import replace
 
 import pytest
 
 from pytest_spapr import Guest, Kind, LaunchMachine, Outcome, PseriesMachine
 from pytest_spapr.deadline import Deadline
+from pytest_spapr.errors import DeadlineExpired
 from pytest_spapr.qemu.snapshot import restore
 from pytest_spapr.timeline import Lane
 
@@ -16,6 +18,8 @@ from .kinds import plug
 
 #: Seconds: ``date`` has whole ones only, and the host is busy.
 _CLOCK = 2.5
+#: Seconds: a CPU that goes on answers in a hundredth of that.
+_ANSWER = 15.0
 _UUID = "/proc/sys/kernel/random/uuid"
 _NOTE = "/tmp/note"
 
@@ -120,20 +124,39 @@ def test_reset_and_reboot_make_a_new_guest_that_devices_can_be_plugged_into(eith
     assert guest.run(f"cat {_NOTE}").status != 0
 
 
+def migrate(source: PseriesMachine, launch_machine: LaunchMachine) -> PseriesMachine:
+    """Return a machine of the same shape that goes on where this one is; all memory travels, for neither side shares it."""
+    arguments = ["-incoming", "defer"]
+    if any("memory-backend=ram" in word for word in source.process.argv):
+        arguments += ["-object", f"memory-backend-ram,id=ram,size={source.spec.memory}M", "-machine", "memory-backend=ram"]
+    target = launch_machine(boot=False, qemu_args=tuple(arguments))
+    restore(target.qmp, target.timeline, source.save(), Deadline(target.budgets.boot))
+    return target
+
+
 def test_it_can_be_migrated(either: PseriesMachine, launch_machine: LaunchMachine) -> None:
-    """To a QEMU of the same shape; all memory travels, for neither side shares it."""
     either.guest.run(f"echo travelled > {_NOTE}").check()
     uptime = _uptime(either.guest)
-    arguments = ["-incoming", "defer"]
-    if any("memory-backend=ram" in word for word in either.process.argv):
-        arguments += ["-object", f"memory-backend-ram,id=ram,size={either.spec.memory}M", "-machine", "memory-backend=ram"]
-    target = launch_machine(boot=False, qemu_args=tuple(arguments))
-    restore(target.qmp, target.timeline, either.save(), Deadline(target.budgets.boot))
+    target = migrate(either, launch_machine)
     target.wake()
     assert target.guest.read(_NOTE) == "travelled"
     assert _uptime(target.guest) >= uptime
     core = target.cores.plug()
     assert core.unplug().outcome is Outcome.REMOVED
+
+
+@pytest.mark.spapr(cpus=2, start="boot")
+@pytest.mark.spapr_defect("tcg-smp-migration")
+def test_each_cpu_goes_on_after_a_migration(machine: PseriesMachine, launch_machine: LaunchMachine) -> None:
+    machine.guest.rest()
+    target = migrate(machine, launch_machine)
+    target.budgets = replace(target.budgets, command=_ANSWER)
+    try:
+        target.wake()
+        for cpu in range(2):
+            assert target.guest.ask(f"taskset {1 << cpu:x} true").status == 0
+    except DeadlineExpired as error:
+        raise AssertionError(f"a CPU stands still: {error}") from error
 
 
 @pytest.mark.spapr(cpus=2)
