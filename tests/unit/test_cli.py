@@ -73,7 +73,7 @@ def test_what_is_not_there_is_listed_with_the_command_that_makes_it(capsys: pyte
         in capsys.readouterr().out
     )
     assert cli.main(["qemu", "list"]) == 0
-    assert "not fetched: spapr qemu fetch 11.1" in capsys.readouterr().out
+    assert "not installed: spapr qemu install 11.1" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -85,8 +85,8 @@ def test_what_is_not_there_is_listed_with_the_command_that_makes_it(capsys: pyte
         (["image", "show"], "debian-12 is not in the cache"),
         (["image", "verify", "/"], "/ is not a guest image"),
         (["image", "remove", "nonesuch"], "no guest image in the cache"),
-        (["qemu", "fetch", "--offline"], "--spapr-offline forbids"),
-        (["qemu", "fetch", "0.9"], "no QEMU build is called '0.9'"),
+        (["qemu", "install", "--offline"], "--spapr-offline forbids"),
+        (["qemu", "install", "0.9"], "no QEMU build is called '0.9'"),
     ],
 )
 def test_an_error_is_one_clear_message_and_status_2(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -106,7 +106,7 @@ def test_wrong_usage_is_status_2(arguments: list[str], capsys: pytest.CaptureFix
     assert "usage: spapr" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [[], ["image"], ["image", "build"], ["qemu"], ["qemu", "fetch"]])
+@pytest.mark.parametrize("arguments", [[], ["image"], ["image", "build"], ["qemu"], ["qemu", "install"]])
 def test_help_is_there(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main([*arguments, "-h"])

@@ -63,6 +63,12 @@ def test_a_loader_from_before_the_usr_merge_is_found(cache: Cache, archive: Arch
     assert build.command[0] == f"{build.prefix}/lib/{TRIPLET}/ld-linux-x86-64.so.2"
 
 
+def test_what_a_suite_no_longer_carries_for_an_architecture_is_said(cache: Cache, archive: Archive) -> None:
+    packages.SOURCES["7.2"] = packages.Source(("test",), architectures=("arm64",))  # type: ignore[index]
+    with pytest.raises(BuildError, match=r"no packages of QEMU 7\.2 for amd64.*arm64 only.*spapr qemu build --source=7\.2"):
+        packages.fetch("7.2", cache, archive.url, machine="x86_64")
+
+
 def test_a_cached_build_needs_no_mirror_and_can_be_moved(cache: Cache, archive: Archive, tmp_path: Path) -> None:
     packages.fetch("7.2", cache, archive.url, machine="x86_64")
     cache.root.rename(tmp_path / "moved")
@@ -96,7 +102,7 @@ def test_unknown_names_and_machines_say_what_there_is(cache: Cache) -> None:
 def test_a_damaged_entry_says_what_to_do(cache: Cache, manifest: str) -> None:
     with cache.publish("qemu", "7.2-amd64") as scratch:
         (scratch / "build.json").write_text(manifest)
-    with pytest.raises(BuildError, match=r"is damaged.*remove the directory"):
+    with pytest.raises(BuildError, match=r"is damaged.*spapr qemu remove 7\.2"):
         packages.fetch("7.2", cache, None, machine="x86_64")
 
 

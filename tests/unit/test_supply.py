@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pytest_spapr import config, supply
-from pytest_spapr.builds import packages
+from pytest_spapr.builds import packages, store
 from pytest_spapr.cache import Cache
 from pytest_spapr.errors import ConfigError, ImageError
 from pytest_spapr.progress import NullProgress
@@ -32,7 +32,8 @@ def world(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
     monkeypatch.setattr("shutil.which", lambda name: world.path.get(name))
     monkeypatch.setattr("pytest_spapr.debian.mirror.find_mirror", mirror)
-    monkeypatch.setattr(packages, "cached", lambda cache: world.cached)
+    monkeypatch.setattr(store, "find", lambda cache, name: next((one for one in world.cached if one.name == name), None))
+    monkeypatch.setattr(store, "names", lambda cache: [one.name for one in world.cached])
     monkeypatch.setattr(packages, "fetch", fetch)
     # By import, not by attribute path: pytester forgets modules that its in-process runs imported.
     monkeypatch.setattr(
@@ -102,6 +103,19 @@ def test_a_command_on_path_may_be_named(world: SimpleNamespace, tmp_path: Path) 
         ("/opt/bin/qemu-system-ppc64-devel",),
         "qemu-system-ppc64-devel",
     )
+
+
+def test_a_build_from_source_is_found_by_its_name_before_commands(world: SimpleNamespace, tmp_path: Path) -> None:
+    world.path["mine"] = "/opt/bin/mine"
+    world.cached.append(_package("mine"))
+    assert _build(tmp_path, qemu="mine", offline=True) == (("ld.so", "qemu-mine"), "mine")
+    assert not world.fetched
+
+
+def test_an_unknown_name_lists_those_there_are(world: SimpleNamespace, tmp_path: Path) -> None:
+    world.cached += [_package("7.2"), _package("mine")]
+    with pytest.raises(ConfigError, match=r"there are 5\.2, 7\.2.*`spapr qemu build` made \(there are mine\)"):
+        _build(tmp_path, qemu="nonesuch")
 
 
 def _image(tmp_path: Path, **command_line: Any) -> Any:
