@@ -55,18 +55,18 @@ def register(config: pytest.Config) -> None:
 def validate(items: Iterable[pytest.Item]) -> None:
     """Check the marks of all tests, before any runs.
 
-    :raises pytest.UsageError: naming each test with a bad mark, and what is allowed.
+    :raises pytest.UsageError: naming each test with a bad mark, once for all its parameters, and what is allowed.
     """
-    wrong: list[str] = []
+    wrong: dict[tuple[object, str], str] = {}
     for item in items:
         try:
             if any(item.iter_markers(MACHINE)):
                 spec(start(shape(item), "")[1])
             defects(item)
         except ConfigError as error:
-            wrong.append(f"{item.nodeid}: {error}")
+            wrong.setdefault((getattr(item, "function", item), str(error)), f"{item.nodeid}: {error}")
     if wrong:
-        raise pytest.UsageError("\n".join(wrong))
+        raise pytest.UsageError("\n".join(wrong.values()))
 
 
 def shape(item: pytest.Item) -> dict[str, Any]:

@@ -224,3 +224,10 @@ def test_an_unknown_name_among_several_ends_the_run(pytester: pytest.Pytester, m
     result = pytester.runpytest("--spapr-image=debian-12", "--spapr-image=fedora-99", "--spapr-offline")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines("ERROR: *fedora-99*")
+
+
+def test_a_bad_mark_is_told_once(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("import pytest\n@pytest.mark.spapr(cores=2)\ndef test_it(machine): pass")
+    result = pytester.runpytest(*FOUR)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "\n".join(result.errlines).count("knows no 'cores'") == 1
