@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from pytest_spapr.config import Settings
 from pytest_spapr.errors import SpaprError
-from pytest_spapr.supply import BINARY, check_recipe, supply_accelerator, supply_build, supply_image
+from pytest_spapr.supply import BINARY, check_recipe, contract_notes, supply_accelerator, supply_build, supply_image
 
 if TYPE_CHECKING:
     from pytest_spapr.ahead import Ahead
@@ -98,6 +98,8 @@ class Cell:
             found.append(accelerator)
         if image := self._image.value:
             found.append(f"image {image.name}, Linux {image.kernel_release}")
+        if build:
+            found += contract_notes(self.settings, build)
         return ", ".join([f"{self.id}: {found[0]}", *found[1:]] if found and self.id else found)
 
 

@@ -119,6 +119,12 @@ OPTIONS = (
         help="modules for --spapr-kernel, as `make modules_install INSTALL_MOD_PATH=DIR` leaves them",
     ),
     Option(
+        name="contract",
+        kind="path",
+        metavar="FILE",
+        help="contract rows of your own (TOML), which stand above those of the package: what a patched QEMU is to do",
+    ),
+    Option(
         name="accel",
         kind="choice",
         choices=("tcg", "kvm", "auto"),
@@ -170,6 +176,7 @@ class Settings:
     image: Setting[str | None]
     kernel: Setting[Path | None]
     modules: Setting[Path | None]
+    contract: Setting[Path | None]
     accel: Setting[str]
     start: Setting[Start]
     firmware: Setting[Firmware]

@@ -19,7 +19,7 @@ from pytest_spapr.deadline import budgets
 from pytest_spapr.errors import SpaprError
 from pytest_spapr.report.artefacts import Launch
 from pytest_spapr.rig import RIG, Rig, progress_at_need
-from pytest_spapr.supply import Unavailable
+from pytest_spapr.supply import Unavailable, supply_contract
 from pytest_spapr.timeline import Timeline
 
 if TYPE_CHECKING:
@@ -170,11 +170,9 @@ def qmp(machine: PseriesMachine) -> Qmp:
 
 
 @pytest.fixture(scope="session")
-def contract(qemu_build: QemuBuild, guest_image: GuestImage) -> Contract:
+def contract(spapr_cell: Cell, qemu_build: QemuBuild, guest_image: GuestImage) -> Contract:
     """What this QEMU build promises together with the guest image's kernel."""
-    from pytest_spapr.hotplug.contract import Contract
-
-    return Contract(qemu_build.features, guest_image.kernel_release, qemu=qemu_build.version)
+    return supply_contract(spapr_cell.settings, qemu_build, guest_image)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from pytest_spapr.errors import ConfigError, SpaprError
 if TYPE_CHECKING:
     from pytest_spapr.builds.store import StoredQemu
     from pytest_spapr.cache import Cache
+    from pytest_spapr.hotplug.contract import Contract
     from pytest_spapr.images.store import GuestImage
     from pytest_spapr.progress import Progress
     from pytest_spapr.qemu.build import QemuBuild
@@ -142,6 +143,35 @@ def supply_image(settings: Settings, cache: Cache, progress: Progress) -> GuestI
     return image if kernel is None else with_kernel(image, kernel, settings.modules.value, cache)
 
 
+def supply_contract(settings: Settings, build: QemuBuild, image: GuestImage) -> Contract:
+    """Return what the build promises together with the image's kernel, the user's own rows above the package's.
+
+    :raises ConfigError: the file of rows that was named is not usable.
+    """
+    from pytest_spapr.hotplug.contract import Contract
+    from pytest_spapr.hotplug.rows import read_rows
+
+    path = settings.contract.value
+    above = () if path is None else read_rows(path)
+    return Contract(build.features, image.kernel_release, qemu=build.version, above=above)
+
+
+def contract_notes(settings: Settings, build: QemuBuild) -> list[str]:
+    """Return what a person should know of the contract that a build is held to; nothing where all is as it should be."""
+    from pytest_spapr.hotplug.contract import NEWEST
+
+    newest = ".".join(map(str, NEWEST))
+    notes = []
+    # QEMU's development tree after 11.1 calls itself 11.1.50.
+    if build.version >= (*NEWEST, 50):
+        notes.append(f"newer than all that the contracts were seen with: held to the one of {newest}, the newest")
+    if build.unprobed is not None:
+        notes.append(f"held to the contract of its version: {build.unprobed}")
+    if settings.contract.value is not None:
+        notes.append(f"contract rows of {settings.contract.value} stand above the package's")
+    return notes
+
+
 def check_recipe(settings: Settings) -> None:
     """Check that there is a recipe for the image that was named, before a QEMU build is fetched for it.
 
@@ -154,10 +184,14 @@ def check_recipe(settings: Settings) -> None:
 
 
 def check_named(settings: Settings) -> None:
-    """Check that the files and directories that were named exist: cheap, for the very start of a run.
+    """Check that the files and directories that were named exist, and that contract rows can be read: cheap, for the start of a run.
 
     :raises ConfigError: naming the first that does not.
     """
+    if settings.contract.value is not None:
+        from pytest_spapr.hotplug.rows import read_rows
+
+        read_rows(settings.contract.value)
     kernel, modules = settings.kernel, settings.modules
     if kernel.value is not None and not kernel.value.is_file():
         raise ConfigError(f"{kernel.label}: there is no such file. Give the vmlinux of a ppc64 kernel.")

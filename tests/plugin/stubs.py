@@ -27,6 +27,7 @@ def build(version: tuple[int, int, int] = (7, 2, 22), accelerators: frozenset[st
         binary=Path("/somewhere/qemu-system-ppc64"),
         accelerators=accelerators,
         features=frozenset(),
+        unprobed=None,
     )
 
 

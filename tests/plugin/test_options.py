@@ -19,6 +19,7 @@ NEEDS_MACHINE = "def test_it(machine): pass"
         ("--spapr-image=no/such/image", "--spapr-image=no/such/image: there is no such file or directory"),
         ("--spapr-kernel=no/vmlinux", "--spapr-kernel=no/vmlinux: there is no such file"),
         ("--spapr-modules=no/modules", "--spapr-modules=no/modules names modules but no kernel"),
+        ("--spapr-contract=no/rows.toml", "*no/rows.toml cannot be read: No such file or directory"),
     ],
 )
 def test_a_named_thing_that_is_missing_ends_the_run_before_it_begins(pytester: pytest.Pytester, option: str, words: str) -> None:
