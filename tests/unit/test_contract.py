@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from ci.contracts.facts import kept as keeping
 from pytest_spapr.errors import ConfigError
-from pytest_spapr.hotplug.attempt import Attempt, Views
+from pytest_spapr.hotplug.attempt import Views
 from pytest_spapr.hotplug.contract import Contract
-from pytest_spapr.hotplug.expectation import Expectation
 from pytest_spapr.hotplug.outcome import Kind, Outcome, Presence, Silence
 from pytest_spapr.hotplug.rows import Row, packaged_rows, read_rows, version
 from pytest_spapr.qemu.behaviour import BEHAVIOURS, by_version
@@ -40,26 +40,6 @@ QEMUS["11.1+timer"] = QEMUS["11.1"] - {"repeat-core-announced"} | TIMER
 LINUXES = ("5.10.223", "5.13.19", "6.1.0-50-powerpc64le", "6.12.107+deb13-powerpc64le", "7.2.13", "99.0")
 LINUX_6_1 = "6.1.0-50-powerpc64le"
 ROWS = packaged_rows()
-
-
-def keeping(expectation: Expectation, device: str = "thing1") -> Attempt:
-    """An attempt that is just what was promised."""
-    events = [{"event": rule.name, "data": {"device": device}} for rule in expectation.events for _ in range(rule.least)]
-    return Attempt(
-        device=device,
-        kind=expectation.kind,
-        outcome=expectation.outcome,
-        cause=expectation.cause,
-        asked=expectation.asked,
-        reply=None if expectation.reply is None else expectation.reply.format(id=device, number=14),
-        events=tuple(events),
-        evidence=("kernel: evidence",),
-        views=Views(expectation.qemu, expectation.guest[0]),
-        elapsed=0.25,
-        began=0,
-        ended=9,
-        waiting=expectation.waiting,
-    )
 
 
 def row_name(row: Row) -> str:

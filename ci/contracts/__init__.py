@@ -1,0 +1,1 @@
+"""Breaks each fact of the contracts, to see that a test fails."""

@@ -1,0 +1,125 @@
+"""The command line of ``ci/break-contracts``.
+
+Exit status: 0 if every fact of every row was noticed; 1 if one was not; 2 if the suite could not be run or recorded nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+from typing import Final
+
+from ci.contracts.facts import broken
+from ci.contracts.overlay import toml
+from ci.contracts.replay import Verdict, judge, read
+from pytest_spapr.hotplug.rows import packaged_rows
+
+_ROOT: Final = Path(__file__).parents[2]
+_PYTEST: Final = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider")
+_TESTS_FAILED: Final = 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Record a run of the suite or take one that was recorded, break the contracts, and tell who noticed."""
+    arguments, for_pytest = _parser().parse_known_args(argv)
+    with tempfile.TemporaryDirectory(prefix="spapr-contracts-") as directory:
+        recorded = arguments.recorded or Path(directory)
+        if not list(recorded.glob("*.jsonl")):
+            recorded.mkdir(parents=True, exist_ok=True)
+            # A test that fails shows in its own right; those that pass say enough here.
+            if (
+                _pytest(["-p", "ci.contracts.record", f"--record-contracts={recorded}", *(for_pytest or ["tests/hotplug"])])
+                > _TESTS_FAILED
+            ):
+                return 2
+        verdicts = judge(packaged_rows(), read(recorded))
+        _say(*_table(verdicts))
+        if not any(verdict.live for verdict in verdicts):
+            _say("no test held an attempt against any row")
+            return 2
+        silent = [verdict for verdict in verdicts if verdict.unnoticed]
+        survived = [
+            line for verdict in _some(verdicts, arguments.live) for line in _try(verdict, Path(directory), _options(for_pytest))
+        ]
+        _say(*survived)
+    return 1 if silent or survived else 0
+
+
+def _table(verdicts: Sequence[Verdict]) -> list[str]:
+    lines = []
+    for verdict in verdicts:
+        facts = len(verdict.noticed) + len(verdict.unnoticed)
+        who = f"{len(verdict.tests)} tests" if verdict.live else "its description"
+        lines.append(f"{_name(verdict)}: {len(verdict.noticed)} of {facts} broken facts noticed by {who}")
+        lines += [f"    NOT NOTICED: {fact}" for fact in verdict.unnoticed]
+    live = sum(verdict.live for verdict in verdicts)
+    facts = sum(len(verdict.noticed) for verdict in verdicts)
+    lines.append(f"{len(verdicts)} rows, {live} of them seen by tests of this run; {facts} broken facts noticed")
+    return lines
+
+
+def _some(verdicts: Sequence[Verdict], count: int) -> list[Verdict]:
+    """Return so many rows that tests of this run speak for; the same ones in each run."""
+    live = [verdict for verdict in verdicts if verdict.live and verdict.noticed]
+    return Random(0).sample(live, min(count, len(live)))  # noqa: S311 - nobody is to be kept from guessing
+
+
+def _try(verdict: Verdict, directory: Path, options: Sequence[str]) -> list[str]:
+    """Break one fact of a row for real and run one test that must notice; return what to say if it does not."""
+    fact, tests = Random(_name(verdict)).choice(sorted(verdict.noticed.items()))  # noqa: S311
+    overlay = directory / "broken.toml"
+    overlay.write_text(toml(dict(broken(verdict.row.expectation))[fact]), encoding="utf-8")
+    test = tests[0]
+    _say(f"{_name(verdict)}: {fact} is broken, {test} must fail")
+    status = _pytest([test, f"--spapr-contract={overlay}", *options])
+    return [] if status == _TESTS_FAILED else [f"{test} does not fail (status {status}) with {fact} of {_name(verdict)} broken"]
+
+
+def _pytest(arguments: Sequence[str]) -> int:
+    return subprocess.run([*_PYTEST, *arguments], cwd=_ROOT, check=False).returncode
+
+
+def _options(for_pytest: Sequence[str]) -> list[str]:
+    """Return what is not the name of a test."""
+    return [argument for argument in for_pytest if argument.startswith("--spapr-")]
+
+
+def _name(verdict: Verdict) -> str:
+    row = verdict.row
+    bounds = (*sorted(row.needs), *(f"no {name}" for name in sorted(row.lacks)), *filter(None, (row.kernel, row.qemu)))
+    return f"{row.subject[0]} {row.subject[1]!r} [{', '.join(bounds) or 'any'}]"
+
+
+def _say(*lines: str) -> None:
+    for line in lines:
+        sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ci/break-contracts",
+        description="Break every fact of every contract row, and see that a test fails. Arguments that are not listed go to pytest: "
+        "tests to record (default: tests/hotplug), --spapr-qemu=..., -n 2.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--recorded", type=Path, metavar="DIRECTORY", help="where a run is recorded; one that is there already is not made again"
+    )
+    parser.add_argument(
+        "--live",
+        type=int,
+        default=5,
+        metavar="N",
+        help="break one fact of N rows for real, and run a test that must fail (default: 5)",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
