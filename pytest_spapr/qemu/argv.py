@@ -20,9 +20,18 @@ _DEBUGGED: Final = "; ".join(
     f"file arch/powerpc/platforms/pseries/{name}.c +p" for name in ("hotplug-cpu", "hotplug-memory", "dlpar")
 )
 
-#: Errors and worse on the console, everything in the kernel log stream; a panicked guest stays as it is; and the ``pr_debug`` lines
-#: of the hotplug code, without which a core's removal leaves no trace in the guest.
-DEFAULT_KERNEL_ARGS: Final = ("console=hvc0", "loglevel=4", "panic=0", f'"dyndbg={_DEBUGGED}"')
+#: Errors and worse on the console, everything in the kernel log stream; a panicked guest stays as it is; hot-added memory holds nothing
+#: that cannot be moved; and the ``pr_debug`` lines of the hotplug code, without which a core's removal leaves no trace in the guest.
+#:
+#: Memory in the zone Normal may be asked back in vain: with 4 KiB pages the memory map of a DIMM's second LMB (4 MiB) can lie in its
+#: first one, which is the first to be removed [Linux 6.12: dumps the page as "unmovable", and the DIMM stays].
+DEFAULT_KERNEL_ARGS: Final = (
+    "console=hvc0",
+    "loglevel=4",
+    "panic=0",
+    "memhp_default_state=online_movable",
+    f'"dyndbg={_DEBUGGED}"',
+)
 
 # The tests get the other slots of the default PHB.
 _NETWORK_SLOT: Final = "0x0"

@@ -67,7 +67,7 @@ def test_the_whole_line() -> None:
         *("-netdev", "user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:0-:22"),
         *("-device", "virtio-net-pci,netdev=net,romfile=,bus=pci.0,addr=0x0"),
         *("-kernel", "/i/vmlinux", "-initrd", "/i/initramfs.cpio"),
-        *("-append", f"console=hvc0 loglevel=4 panic=0 {dyndbg}"),
+        *("-append", f"console=hvc0 loglevel=4 panic=0 memhp_default_state=online_movable {dyndbg}"),
     ]
 
 
