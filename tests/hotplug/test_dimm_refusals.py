@@ -14,7 +14,7 @@ def test_a_refusal_at_a_later_lmb_is_signalled_and_rolled_back(machine: PseriesM
     with guest.memory.offline_refused(after=dimm.blocks[:1]):
         assert dimm.unplug() == contract.refusal(dimm, cause="later LMB")
         assert guest.memory.total() == total
-    assert dimm.unplug() == contract.removal(dimm)
+    assert dimm.unplug() == contract.retry(dimm, cause="later LMB")
 
 
 def test_qemu_says_once_on_stderr_that_a_dimm_was_refused(machine: PseriesMachine, guest: Guest, contract: Contract) -> None:
@@ -42,7 +42,7 @@ def test_a_refusal_at_the_first_lmb_is_silent(machine: PseriesMachine, guest: Gu
     with guest.memory.offline_refused():
         assert dimm.unplug() == contract.silence(dimm, cause="first LMB refused")
         assert dimm.unplug() == contract.repeat(dimm)
-    assert dimm.unplug() == contract.repeat(dimm)
+    assert dimm.unplug() == contract.retry(dimm, cause="first LMB refused")
     assert dimm.configured
 
 
