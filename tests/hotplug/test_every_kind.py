@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pytest_spapr import Contract, Guest, Kind, PseriesMachine
 
 from .inventory import events_since
-from .kinds import KINDS, SILENCE, plug, silenced
+from .kinds import SILENCE, plug, silenced
 
 
 def test_a_removal_is_told_exactly_once(machine: PseriesMachine, contract: Contract, kind: Kind) -> None:
