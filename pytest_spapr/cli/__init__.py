@@ -1,4 +1,5 @@
-"""The ``spapr`` command: what the plugin needs, by hand. Exit status 0, or 2 with one clear message on stderr."""
+"""The ``spapr`` command: what the plugin needs, by hand. Exit status 0, or 2 with one clear message on stderr; where a command
+finds something out, 1 says so."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 
-from pytest_spapr.cli import builds, defects, images, templates
+from pytest_spapr.cli import builds, compare, defects, images, sheet, templates
 from pytest_spapr.cli.run import Run
 from pytest_spapr.errors import SpaprError
 from pytest_spapr.progress import finished, progress_for
@@ -22,13 +23,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     progress = progress_for(sys.stderr, shutil.get_terminal_size().columns - 1)
     try:
         with finished(progress):
-            arguments.run(Run(arguments, progress))
+            # Most commands have nothing to say but that they did it.
+            status: int | None = arguments.run(Run(arguments, progress))
     except SpaprError as error:
         print(f"spapr: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
-    return 0
+    return status or 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -46,6 +48,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     group.add_argument("--offline", action="store_true", default=None, help="fail rather than use the network")
     areas = parser.add_subparsers(title="areas", required=True, metavar="AREA")
-    for area in (images, builds, templates, defects):
+    for area in (images, builds, templates, defects, sheet, compare):
         area.add(areas, common)
     return parser

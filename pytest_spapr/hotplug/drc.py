@@ -18,6 +18,11 @@ ATTACH: Final = "spapr_drc_attach"
 #: An unplug waits for the guest. Without this line after ``device_del`` the connector was in its empty state and is released at once.
 AWAITING: Final = "spapr_drc_awaiting_quiesce"
 
+_STATES: Final = {
+    "spapr_drc_set_isolation_state": {0: "isolate", 1: "unisolate"},
+    "spapr_drc_set_allocation_state": {0: "unusable", 1: "usable", 2: "exchange", 3: "recover"},
+}
+
 #: The DRC index of core 0: type 1, id 0 (hw/ppc/spapr_drc.h).
 CORE_TYPE: Final = 0x1 << 28
 _ID_BITS: Final = 28
@@ -33,6 +38,15 @@ def traced(record: Record, event: str) -> int | None:
     if record.lane is Lane.DRC and record.data is not None and record.data["event"] == event:
         return int(record.data["drc"])
     return None
+
+
+def traced_state(record: Record, index: int) -> str | None:
+    """Return what this record says that happened to the connector, in QEMU's words without their prefix; None for anything else."""
+    if record.lane is not Lane.DRC or record.data is None or record.data["drc"] != index:
+        return None
+    event, state = record.data["event"], record.data.get("state")
+    name = str(event).removeprefix("spapr_drc_")
+    return name if state is None else f"{name} {_STATES.get(event, {}).get(state, state)}"
 
 
 def attached(timeline: Timeline, since: int, count: int, deadline: Deadline) -> tuple[int, ...]:

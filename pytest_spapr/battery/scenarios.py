@@ -1,0 +1,213 @@
+"""The scenarios: each provokes one thing that can come of an unplug, and sees what helps.
+
+A step has the contract's name for its situation. Where what comes before it decides which one that is, it has none once that went
+another way than the newest QEMU goes: what was seen is written down all the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from pytest_spapr.battery.provoke import KINDS, SILENCE, plug, silenced
+from pytest_spapr.battery.stage import Stage
+from pytest_spapr.errors import ConfigError
+from pytest_spapr.hotplug.attempt import Attempt
+from pytest_spapr.hotplug.outcome import Kind, Outcome
+
+#: Longer than any time limit that a QEMU ever had for an unplug: 15 s, and what a host may be late by.
+_OUTLASTS: Final = 17.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scenario:
+    """One thing to provoke.
+
+    :ivar name: unique, e.g. ``dimm-later-lmb``. :ivar title: the same in words. :ivar play: does it.
+    :ivar boots: whether its guest is to be up; else the machine stands before its first instruction.
+    :ivar shape: what its machine has other than a test's default, as in ``MachineSpec``.
+    """
+
+    name: str
+    title: str
+    kind: Kind
+    play: Callable[[Stage], None]
+    boots: bool = True
+    shape: Mapping[str, Any] = field(default_factory=dict)
+
+
+def chosen(names: Iterable[str]) -> tuple[Scenario, ...]:
+    """Return the scenarios of these names, in the battery's order; a kind stands for all of its scenarios; all of them for no name.
+
+    :raises ConfigError: there is none of a name; the message lists those there are.
+    """
+    wanted = set(names)
+    known = {scenario.name for scenario in SCENARIOS} | {str(scenario.kind) for scenario in SCENARIOS}
+    if unknown := sorted(wanted - known):
+        raise ConfigError(
+            f"no scenario is called {unknown[0]!r}; there are {', '.join(scenario.name for scenario in SCENARIOS)}."
+        )
+    return tuple(one for one in SCENARIOS if not wanted or one.name in wanted or str(one.kind) in wanted)
+
+
+def _removal(kind: Kind) -> Callable[[Stage], None]:
+    def play(stage: Stage) -> None:
+        stage.unplug(plug(stage.machine, kind), "removal")
+
+    return play
+
+
+def _unconfigured(kind: Kind) -> Callable[[Stage], None]:
+    def play(stage: Stage) -> None:
+        stage.unplug(plug(stage.machine, kind), "removal: never configured")
+
+    return play
+
+
+def _paused(kind: Kind) -> Callable[[Stage], None]:
+    def play(stage: Stage) -> None:
+        device = plug(stage.machine, kind)
+        with stage.machine.paused():
+            attempt = stage.unplug(device, "silence: machine paused")
+            stage.unplug(device, "repeat while pending", step="repeat")
+        stage.follow(device, attempt, "removal", step="machine runs on")
+
+    return play
+
+
+def _reset(kind: Kind) -> Callable[[Stage], None]:
+    def play(stage: Stage) -> None:
+        machine = stage.machine
+        device = plug(machine, kind)
+        with silenced(machine, kind):
+            attempt = stage.unplug(device, f"silence: {SILENCE[kind]}")
+            since = machine.timeline.mark()
+            machine.reset(wait=False)
+        machine.await_ready(since)
+        stage.follow(device, attempt, "removal", step="machine reset")
+
+    return play
+
+
+def _boot_core(stage: Stage) -> None:
+    stage.unplug(stage.machine.cores.boot_core(), "rejection: boot core")
+
+
+def _last_cpu(stage: Stage) -> None:
+    core = plug(stage.machine, Kind.CORE)
+    situation = "refusal: last online CPU"
+    with stage.guest.cpus.offline(0):
+        told = _told(stage.unplug(core, situation))
+        stage.unplug(core, situation if told else None, step="repeat")
+    stage.unplug(core, "removal" if told else None, step="retry when the guest can")
+
+
+def _core_outlasted(stage: Stage) -> None:
+    core = plug(stage.machine, Kind.CORE)
+    with stage.guest.cpus.offline(0):
+        attempt = stage.unplug(core, "refusal: last online CPU")
+        stage.outlast(core, attempt, _OUTLASTS, "outlasted: last online CPU", step="17 s later")
+
+
+def _first_lmb(stage: Stage) -> None:
+    dimm = stage.machine.dimms.plug()
+    with stage.guest.memory.offline_refused():
+        attempt = stage.unplug(dimm, "silence: first LMB refused")
+        stage.unplug(dimm, "repeat while pending", step="repeat")
+    stage.unplug(dimm, "repeat while pending", step="retry when the guest can")
+    stage.guest.memory.remove(dimm.drcs[0])
+    stage.follow(dimm, attempt, "removal", step="guest removes it by itself")
+
+
+def _later_lmb(stage: Stage) -> None:
+    dimm = stage.machine.dimms.plug(512)
+    with stage.guest.memory.offline_refused(after=dimm.blocks[:1]):
+        told = _told(stage.unplug(dimm, "refusal: later LMB"))
+    stage.unplug(dimm, "removal" if told else None, step="retry when the guest can")
+
+
+def _boot_memory(stage: Stage) -> None:
+    dimm = stage.machine.dimms.plug()
+    stage.machine.reset()
+    stage.unplug(dimm, "silence: memory of the boot")
+
+
+def _dimm_outlasted(stage: Stage) -> None:
+    dimm = stage.machine.dimms.plug()
+    with stage.guest.memory.offline_refused():
+        attempt = stage.unplug(dimm, "silence: first LMB refused")
+        stage.outlast(dimm, attempt, _OUTLASTS, "outlasted: first LMB refused", step="17 s later")
+
+
+def _several_lmbs(stage: Stage) -> None:
+    stage.unplug(stage.machine.dimms.plug(768), "removal")
+
+
+def _errd_absent(kind: Kind) -> Callable[[Stage], None]:
+    def play(stage: Stage) -> None:
+        device = plug(stage.machine, kind)
+        with stage.guest.rtas_errd.killed():
+            attempt = stage.unplug(device, "silence: rtas_errd absent")
+            stage.unplug(device, "repeat while pending", step="repeat")
+        stage.follow(device, attempt, "removal", step="rtas_errd is back")
+
+    return play
+
+
+def _drmgr_locked(kind: Kind) -> Callable[[Stage], None]:
+    def play(stage: Stage) -> None:
+        device = plug(stage.machine, kind)
+        with stage.guest.drmgr.lock_held():
+            attempt = stage.unplug(device, "silence: drmgr locked")
+            stage.unplug(device, "repeat while pending", step="repeat")
+        stage.unplug(device, "repeat while pending", step="retry when the guest can")
+        stage.guest.drmgr.remove(device.drcs[0])
+        stage.follow(device, attempt, "removal", step="drmgr by hand")
+
+    return play
+
+
+def _pci_outlasted(stage: Stage) -> None:
+    card = plug(stage.machine, Kind.PCI)
+    with stage.guest.rtas_errd.killed():
+        attempt = stage.unplug(card, "silence: rtas_errd absent")
+        stage.outlast(card, attempt, _OUTLASTS, "outlasted: rtas_errd absent", step="17 s later")
+
+
+def _bridge(stage: Stage) -> None:
+    stage.unplug(stage.machine.pci.plug("pci-bridge", chassis_nr=1), "rejection: bridge")
+
+
+def _told(attempt: Attempt) -> bool:
+    return attempt.outcome is Outcome.REFUSED
+
+
+def _of_each_kind() -> Iterator[Scenario]:
+    for kind in KINDS:
+        yield Scenario(name=f"{kind}-removal", title="the guest gives it up", kind=kind, play=_removal(kind))
+        yield Scenario(
+            name=f"{kind}-unconfigured", title="no guest ever had it", kind=kind, play=_unconfigured(kind), boots=False
+        )
+        yield Scenario(name=f"{kind}-paused", title="the machine is paused", kind=kind, play=_paused(kind))
+        yield Scenario(name=f"{kind}-reset", title=f"a reset while it is pending ({SILENCE[kind]})", kind=kind, play=_reset(kind))
+
+
+def _others() -> Iterator[Scenario]:
+    yield Scenario(name="core-boot-core", title="the boot core", kind=Kind.CORE, play=_boot_core)
+    yield Scenario(name="core-last-cpu", title="the last CPU that is online", kind=Kind.CORE, play=_last_cpu)
+    yield Scenario(name="core-outlasted", title="time passes over a refusal", kind=Kind.CORE, play=_core_outlasted)
+    yield Scenario(name="dimm-several-lmbs", title="three LMBs, all given up", kind=Kind.DIMM, play=_several_lmbs)
+    yield Scenario(name="dimm-first-lmb", title="the first LMB is refused", kind=Kind.DIMM, play=_first_lmb)
+    yield Scenario(name="dimm-later-lmb", title="the second of two LMBs is refused", kind=Kind.DIMM, play=_later_lmb)
+    yield Scenario(name="dimm-boot-memory", title="memory that the kernel found at boot", kind=Kind.DIMM, play=_boot_memory)
+    yield Scenario(name="dimm-outlasted", title="time passes over a silence", kind=Kind.DIMM, play=_dimm_outlasted)
+    for kind in (Kind.PCI,):
+        yield Scenario(name=f"{kind}-errd-absent", title="rtas_errd is gone for a while", kind=kind, play=_errd_absent(kind))
+        yield Scenario(name=f"{kind}-drmgr-locked", title="drmgr does not get its lock", kind=kind, play=_drmgr_locked(kind))
+    yield Scenario(name="pci-outlasted", title="time passes over a silence", kind=Kind.PCI, play=_pci_outlasted)
+    yield Scenario(name="pci-bridge", title="a PCI bridge", kind=Kind.PCI, play=_bridge)
+
+
+#: All scenarios, by kind.
+SCENARIOS: Final = tuple(sorted((*_of_each_kind(), *_others()), key=lambda scenario: list(Kind).index(scenario.kind)))
