@@ -85,6 +85,11 @@ def loader_below(prefix: Path, dpkg_architecture: str) -> Path | None:
     return next((path for path in (prefix / base / triplet / loader for base in ("usr/lib", "lib")) if path.exists()), None)
 
 
+def loader_name(dpkg_architecture: str) -> str:
+    """Return the file name of the dynamic loader."""
+    return _LOADERS[dpkg_architecture][1]
+
+
 def library_path(prefix: Path, dpkg_architecture: str) -> str:
     """Return the search path for the libraries below a prefix."""
     triplet = triplet_of(dpkg_architecture)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+from pathlib import Path
 
-from pytest_spapr.builds import packages, store
+from pytest_spapr.builds import packages, source, store
+from pytest_spapr.builds.recipe import RECIPES
 from pytest_spapr.cache import megabytes, size_of
 from pytest_spapr.cli.run import Areas, Run
 from pytest_spapr.errors import BuildError
@@ -31,6 +34,7 @@ def add(areas: Areas, common: argparse.ArgumentParser) -> None:
         help=f"of {', '.join(packages.SOURCES)} (default: {packages.DEFAULT_BUILD})",
     )
     install.set_defaults(run=_install)
+    _add_build(commands, common)
     listing = commands.add_parser("list", parents=[common], help="list known and stored builds", description="List the builds.")
     listing.set_defaults(run=_list)
     show = commands.add_parser(
@@ -47,6 +51,42 @@ def add(areas: Areas, common: argparse.ArgumentParser) -> None:
     )
     remove.add_argument("names", nargs="+", metavar="NAME", help="builds as `spapr qemu list` shows them")
     remove.set_defaults(run=_remove)
+
+
+def _add_build(commands: Areas, common: argparse.ArgumentParser) -> None:
+    build = commands.add_parser(
+        "build",
+        parents=[common],
+        help="build QEMU from Debian's source with patches",
+        description="Build a minimal qemu-system-ppc64 from Debian's source with patches on top, for --spapr-qemu=NAME. Compiler and "
+        "headers come from Debian's packages too. The first build of a source takes about 5 minutes on 2 CPUs; its tree is kept, so that "
+        "the next one compiles only what the patches change.",
+    )
+    build.add_argument("--source", required=True, metavar="SOURCE", help=f"one of {', '.join(RECIPES)}")
+    build.add_argument(
+        "--patch", action="append", default=[], type=Path, metavar="FILE", help="as for patch -p1; repeatable, in order"
+    )
+    build.add_argument("--name", required=True, help="what the build is to be called")
+    build.add_argument("--jobs", "-j", type=_positive, metavar="N", help="compilers at a time (default: one for each CPU)")
+    build.set_defaults(run=_build)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return int(text)
+
+
+def _build(run: Run) -> None:
+    jobs = run.arguments.jobs or len(os.sched_getaffinity(0))
+    given = run.arguments
+    build = source.build(given.source, given.name, given.patch, run.cache, run.mirror, run.progress, jobs=jobs)
+    run.progress.done()
+    print(f"{build.name}: {build.package_version}{_with_patches(build)} in {build.prefix}")
+
+
+def _with_patches(build: store.StoredQemu) -> str:
+    return f" with {', '.join(build.patches)}" if build.patches else ""
 
 
 def _install(run: Run) -> None:
@@ -70,8 +110,7 @@ def _state(run: Run, name: str) -> str:
         return f"damaged: spapr qemu remove {name}"
     if build is None:
         return f"not installed: spapr qemu install {name}"
-    with_patches = f" with {', '.join(build.patches)}" if build.patches else ""
-    origin = f"{build.package_version}{', built from source' if 'source' in build.manifest else ''}{with_patches}"
+    origin = f"{build.package_version}{', built from source' if 'source' in build.manifest else ''}{_with_patches(build)}"
     return f"{origin}  {megabytes(size_of(build.prefix))}  {build.prefix}"
 
 

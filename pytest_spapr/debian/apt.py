@@ -26,6 +26,8 @@ from pytest_spapr.errors import CacheError, MirrorError, SpaprError, Verificatio
 from pytest_spapr.progress import Progress
 
 _KEYRINGS = tuple(Path("/usr/share/keyrings") / f"debian-archive-keyring.{suffix}" for suffix in ("gpg", "pgp"))
+#: In place of an architecture: packages' sources.
+SOURCE = "source"
 _ATTEMPTS = 3
 _URI_LINE = re.compile(r"'(?P<uri>[^']+)' (?P<file>\S+) (?P<size>\d+) SHA256:(?P<sha256>[0-9a-f]{64})$")
 
@@ -99,7 +101,7 @@ class AptState:
     The caller holds the cache's lock ``name`` while it uses this.
 
     :param suites: suite names; ``target`` is the one that wins where several have a package (backports need that).
-    :param architecture: dpkg's name, native or foreign.
+    :param architecture: dpkg's name, native or foreign; ``source`` for source packages (:meth:`fetch_source`).
     :param keyring: the archive's keys; by default those that the host's debian-archive-keyring package brings.
     :param sleep: waits between attempts; tests pass their own.
     :raises MirrorError: when the host has no apt.
@@ -137,16 +139,17 @@ class AptState:
     def _write_state(self, keyring: Path) -> None:
         if any(character in str(self._state) for character in '"\n\\'):
             raise CacheError(f"apt cannot work in {self._state}: its name has a quote or a newline. Set SPAPR_CACHE_DIR.")
-        # target=Packages: apt would also fetch whatever indexes the host's tools ask for (translations, contents, DEP-11).
-        options = f"arch={self.architecture} target=Packages signed-by={keyring}"
+        # target=: apt would also fetch whatever indexes the host's tools ask for (translations, contents, DEP-11).
+        native = "amd64" if self.architecture == SOURCE else self.architecture
+        line = "deb-src [target=Sources" if self.architecture == SOURCE else f"deb [arch={native} target=Packages"
         with cache_errors(self._state):
             for directory in ("lists/partial", "archives/partial"):
                 (self._state / directory).mkdir(parents=True, exist_ok=True)
             (self._state / "status").write_text("")
             (self._state / "sources.list").write_text(
-                "".join(f"deb [{options}] {self.mirror} {suite} main\n" for suite in self.suites)
+                "".join(f"{line} signed-by={keyring}] {self.mirror} {suite} main\n" for suite in self.suites)
             )
-            (self._state / "apt.conf").write_text(_CONFIG.format(architecture=self.architecture, state=self._state))
+            (self._state / "apt.conf").write_text(_CONFIG.format(architecture=native, state=self._state))
 
     @property
     def has_lists(self) -> bool:
@@ -187,6 +190,9 @@ class AptState:
             packages = [package for package in self.resolve(names) if wanted(package)]
             return dict(zip(packages, self.download(packages, attempts), strict=True))
 
+        return self._with_lists(attempt, newest=newest)
+
+    def _with_lists(self, attempt: Callable[[int], dict[Package, Path]], *, newest: bool) -> dict[Package, Path]:
         if not newest and self.has_lists:
             try:
                 return attempt(1)
@@ -196,8 +202,26 @@ class AptState:
         self.update()
         return attempt(_ATTEMPTS)
 
+    def fetch_source(self, name: str) -> dict[Package, Path]:
+        """Return the files of a source package, the .dsc among them; each has the hash that the signed index gives. Not unpacked.
+
+        :raises SpaprError: as :meth:`fetch`.
+        """
+
+        def attempt(attempts: int) -> dict[Package, Path]:
+            # Elsewhere: apt does not name the files that are in its working directory already.
+            output = self._apt(*self._source_command(name), "--print-uris", cwd=self._state)
+            found = [match for line in output.splitlines() if (match := _URI_LINE.match(line))]
+            version = next(
+                match["file"].removesuffix(".dsc").partition("_")[2] for match in found if match["file"].endswith(".dsc")
+            )
+            files = [Package(name, version, match["uri"], match["file"], int(match["size"]), match["sha256"]) for match in found]
+            return dict(zip(files, self.download(files, attempts), strict=True))
+
+        return self._with_lists(attempt, newest=False)
+
     def download(self, packages: Sequence[Package], attempts: int = _ATTEMPTS) -> list[Path]:
-        """Return the .deb of each package, from the cache or else from the mirror; each has its signed hash.
+        """Return the file of each package, from the cache or else from the mirror; each has its signed hash.
 
         :raises VerificationError: what the mirror sends is not what its signed index says.
         :raises MirrorError: the mirror does not have it, e.g. because the lists are older than its last update.
@@ -208,7 +232,8 @@ class AptState:
             size = sum(package.size for package in missing)
             self._cache.require_space(size + size // 10, f"downloading {len(missing)} packages")
             wanted = [f"{package.name}={package.version}" for package in missing]
-            self._retried(f"{len(missing)} packages, {megabytes(size)}", lambda: self._apt("download", *wanted), attempts)
+            command = self._source_command(missing[0].name) if self.architecture == SOURCE else ["download", *wanted]
+            self._retried(f"{len(missing)} packages, {megabytes(size)}", lambda: self._apt(*command), attempts)
         for package in missing:
             if not self._is_whole(package):
                 raise VerificationError(
@@ -216,6 +241,9 @@ class AptState:
                     f"({package.size} bytes, {package.sha256}). Nothing of it was used."
                 )
         return [self._packages / package.file for package in packages]
+
+    def _source_command(self, name: str) -> list[str]:
+        return [*(["-t", self._target] if self._target else []), "--download-only", "source", name]
 
     def _is_whole(self, package: Package) -> bool:
         path = self._packages / package.file
@@ -246,7 +274,7 @@ class AptState:
         except _Transient as transient:
             raise transient.error from None
 
-    def _apt(self, *arguments: str) -> str:
+    def _apt(self, *arguments: str, cwd: Path | None = None) -> str:
         """Run apt-get and return its output, or raise what its failure means."""
         command = ["apt-get", "-c", str(self._state / "apt.conf"), *arguments]
         reader, writer = os.pipe()
@@ -258,7 +286,7 @@ class AptState:
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,
-                    cwd=self._packages,
+                    cwd=cwd or self._packages,
                     pass_fds=(writer,),
                     # apt's messages are matched below: in C they are the same on every machine.
                     env={**os.environ, "LC_ALL": "C"},
