@@ -18,6 +18,12 @@ def test_a_dimm_comes_and_goes(machine: PseriesMachine, guest: Guest, contract: 
     assert guest.memory.total() == before
 
 
+def test_a_dimm_holds_nothing_that_cannot_be_moved(machine: PseriesMachine, guest: Guest) -> None:
+    """Or else a removal is refused now and then, for reasons of the guest's own."""
+    dimm = machine.dimms.plug(512)
+    assert {guest.read(f"/sys/devices/system/memory/memory{block}/valid_zones") for block in dimm.blocks} == {"Movable"}
+
+
 def test_the_backend_outlives_its_dimm_and_can_be_deleted(machine: PseriesMachine, contract: Contract) -> None:
     """M07, M41: a backend in use is kept by QEMU, also while its DIMM's unplug is pending."""
     dimm = machine.dimms.plug()
