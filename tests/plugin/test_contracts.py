@@ -39,6 +39,14 @@ def test_rows_of_ones_own_stand_above_those_of_the_package(pytester: pytest.Pyte
 
 
 @pytest.mark.usefixtures("stubbed")
+def test_rows_of_a_situation_that_no_test_of_the_suite_asks_for_are_pointed_out(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("def test_it(machine): pass")
+    pytester.makefile(".toml", rows=ROWS + ROWS.replace("removal", "remval"))
+    result = pytester.runpytest("--spapr-contract=rows.toml", "--spapr-qemu=7.2")
+    result.stdout.fnmatch_lines("spapr: QEMU 7.2.22 *stand above the package's, of core 'remval' the package has none")
+
+
+@pytest.mark.usefixtures("stubbed")
 def test_rows_that_are_broken_promises_fail_with_their_source(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(REMOVAL)
     pytester.makefile(".toml", rows=ROWS.replace('"removed"', '"crashed"'))
