@@ -7,6 +7,8 @@ import pytest
 from pytest_spapr import Contract, Guest, Outcome, PseriesMachine, QmpRefused
 from pytest_spapr.guest.kernel_log import CORE_REMOVAL_FAILED, says
 
+from .conftest import ToldRefusal
+
 
 def test_the_last_online_cpu_is_refused_and_can_be_retried(machine: PseriesMachine, guest: Guest, contract: Contract) -> None:
     """C34, C35."""
@@ -17,18 +19,22 @@ def test_the_last_online_cpu_is_refused_and_can_be_retried(machine: PseriesMachi
     assert core.unplug() == contract.retry(core, cause="last online CPU")
 
 
-def test_each_refusal_is_told_anew(machine: PseriesMachine, guest: Guest, contract: Contract) -> None:
+def test_each_refusal_is_told_anew(machine: PseriesMachine, guest: Guest, contract: Contract, told_refusal: ToldRefusal) -> None:
     """C36: one event for each refused attempt, and none is left over for the removal."""
     core = machine.cores.plug()
+    refusal = told_refusal(core, "last online CPU")
     with guest.cpus.offline(0):
         for _ in range(3):
-            assert core.unplug() == contract.refusal(core, cause="last online CPU")
+            assert core.unplug() == refusal
     assert core.unplug() == contract.removal(core)
 
 
-def test_a_hammered_refusal_leaves_a_core_that_can_be_removed(machine: PseriesMachine, guest: Guest, contract: Contract) -> None:
+def test_a_hammered_refusal_leaves_a_core_that_can_be_removed(
+    machine: PseriesMachine, guest: Guest, contract: Contract, told_refusal: ToldRefusal
+) -> None:
     """C36: a hundred ``device_del`` without a pause. Once the guest has worked them off, all is as before."""
     core = machine.cores.plug()
+    refusal = told_refusal(core, "last online CPU")
     hammered = 100
     with guest.cpus.offline(0):
         since = machine.timeline.mark()
@@ -37,8 +43,7 @@ def test_a_hammered_refusal_leaves_a_core_that_can_be_removed(machine: PseriesMa
         machine.await_records(lambda r: says(r, CORE_REMOVAL_FAILED) is not None, hammered, since, "the guest's refusals")
         guest.settle()
         assert core.configured
-        first = contract.refusal(core, cause="last online CPU")
-        assert core.unplug() == first
+        assert core.unplug() == refusal
     assert core.unplug() == contract.removal(core)
 
 

@@ -6,6 +6,8 @@ import pytest
 
 from pytest_spapr import Contract, Guest, Lane, Outcome, PseriesMachine
 
+from .conftest import ToldRefusal
+
 
 def test_a_refusal_at_a_later_lmb_is_signalled_and_rolled_back(machine: PseriesMachine, guest: Guest, contract: Contract) -> None:
     """M32, M33: the block that had gone is back, and the retry succeeds once the cause is gone."""
@@ -17,21 +19,27 @@ def test_a_refusal_at_a_later_lmb_is_signalled_and_rolled_back(machine: PseriesM
     assert dimm.unplug() == contract.retry(dimm, cause="later LMB")
 
 
-def test_qemu_says_once_on_stderr_that_a_dimm_was_refused(machine: PseriesMachine, guest: Guest, contract: Contract) -> None:
+def test_qemu_says_once_on_stderr_that_a_dimm_was_refused(
+    machine: PseriesMachine, guest: Guest, told_refusal: ToldRefusal
+) -> None:
     """M32: once for the DIMM, not once for each of its three LMBs."""
     dimm = machine.dimms.plug(768)
+    refusal = told_refusal(dimm, "later LMB")
     with guest.memory.offline_refused(after=dimm.blocks[:2]):
-        assert dimm.unplug() == contract.refusal(dimm, cause="later LMB")
+        assert dimm.unplug() == refusal
     said = [record.text for record in machine.timeline.since(0, Lane.STDERR)]
     assert sum(f"Device hotunplug rejected by the guest for device {dimm.id}" in line for line in said) == 1
 
 
-def test_a_signalled_refusal_can_be_repeated(machine: PseriesMachine, guest: Guest, contract: Contract) -> None:
+def test_a_signalled_refusal_can_be_repeated(
+    machine: PseriesMachine, guest: Guest, contract: Contract, told_refusal: ToldRefusal
+) -> None:
     """M32: each refused attempt is told, and QEMU accepts the next one."""
     dimm = machine.dimms.plug(512)
+    refusal = told_refusal(dimm, "later LMB")
     for _ in range(2):
         with guest.memory.offline_refused(after=dimm.blocks[:1]):
-            assert dimm.unplug() == contract.refusal(dimm, cause="later LMB")
+            assert dimm.unplug() == refusal
     assert dimm.unplug() == contract.removal(dimm)
 
 
