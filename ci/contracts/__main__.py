@@ -15,8 +15,9 @@ from random import Random
 from typing import Final
 
 from ci.contracts.facts import broken
+from ci.contracts.generations import QEMUS
 from ci.contracts.overlay import toml
-from ci.contracts.replay import Verdict, judge, read
+from ci.contracts.replay import RECORD, UNIT_TEST, Verdict, judge, keep, on_record, read
 from pytest_spapr.hotplug.rows import packaged_rows
 
 _ROOT: Final = Path(__file__).parents[2]
@@ -37,7 +38,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 > _TESTS_FAILED
             ):
                 return 2
-        verdicts = judge(packaged_rows(), read(recorded))
+        attempts = read(recorded)
+        if arguments.keep:
+            new = keep(packaged_rows(), attempts, on_record(), arguments.keep)
+            RECORD.write_text("".join(f"{one.line()}\n" for one in (*on_record(), *new)), encoding="utf-8")
+            _say(f"{len(new)} attempts put on record in {RECORD.relative_to(_ROOT)}")
+        verdicts = judge(packaged_rows(), attempts, on_record())
         _say(*_table(verdicts))
         if not any(verdict.live for verdict in verdicts):
             _say("no test held an attempt against any row")
@@ -54,10 +60,10 @@ def _table(verdicts: Sequence[Verdict]) -> list[str]:
     lines = []
     for verdict in verdicts:
         facts = len(verdict.noticed) + len(verdict.unnoticed)
-        who = f"{len(verdict.tests)} tests" if verdict.live else "its description"
+        who = f"{len(verdict.live)} tests of this run" if verdict.live else f"{UNIT_TEST.partition('::')[0]} alone"
         lines.append(f"{_name(verdict)}: {len(verdict.noticed)} of {facts} broken facts noticed by {who}")
         lines += [f"    NOT NOTICED: {fact}" for fact in verdict.unnoticed]
-    live = sum(verdict.live for verdict in verdicts)
+    live = sum(bool(verdict.live) for verdict in verdicts)
     facts = sum(len(verdict.noticed) for verdict in verdicts)
     lines.append(f"{len(verdicts)} rows, {live} of them seen by tests of this run; {facts} broken facts noticed")
     return lines
@@ -65,13 +71,14 @@ def _table(verdicts: Sequence[Verdict]) -> list[str]:
 
 def _some(verdicts: Sequence[Verdict], count: int) -> list[Verdict]:
     """Return so many rows that tests of this run speak for; the same ones in each run."""
-    live = [verdict for verdict in verdicts if verdict.live and verdict.noticed]
+    live = [verdict for verdict in verdicts if verdict.live]
     return Random(0).sample(live, min(count, len(live)))  # noqa: S311 - nobody is to be kept from guessing
 
 
 def _try(verdict: Verdict, directory: Path, options: Sequence[str]) -> list[str]:
     """Break one fact of a row for real and run one test that must notice; return what to say if it does not."""
-    fact, tests = Random(_name(verdict)).choice(sorted(verdict.noticed.items()))  # noqa: S311
+    facts = {fact: live for fact, tests in verdict.noticed.items() if (live := [test for test in tests if test in verdict.live])}
+    fact, tests = Random(_name(verdict)).choice(sorted(facts.items()))  # noqa: S311
     overlay = directory / "broken.toml"
     overlay.write_text(toml(dict(broken(verdict.row.expectation))[fact]), encoding="utf-8")
     test = tests[0]
@@ -117,6 +124,12 @@ def _parser() -> argparse.ArgumentParser:
         default=5,
         metavar="N",
         help="break one fact of N rows for real, and run a test that must fail (default: 5)",
+    )
+    parser.add_argument(
+        "--keep",
+        choices=QEMUS,
+        metavar="VERSION",
+        help="put an attempt of this run on record for each row that has none; VERSION is what was run, e.g. 7.2",
     )
     return parser
 

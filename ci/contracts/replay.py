@@ -5,17 +5,45 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
-from ci.contracts.facts import broken, described, kept, read_attempt
+from ci.contracts.facts import broken, described, read_attempt
+from ci.contracts.generations import QEMUS, of
 from pytest_spapr.hotplug.attempt import Attempt
+from pytest_spapr.hotplug.contract import Contract
 from pytest_spapr.hotplug.expectation import Expectation
-from pytest_spapr.hotplug.rows import Row
+from pytest_spapr.hotplug.rows import Row, version
 
-#: Stands for a test where no test provoked what the row speaks of.
-DESCRIPTION: Final = "the attempt that the row itself describes"
+#: The test that holds the attempts below against the rows.
+UNIT_TEST: Final = "tests/unit/test_contract.py::test_an_attempt_on_record_is_as_promised"
+RECORD: Final = Path(__file__).parents[2] / "tests" / "unit" / "attempts.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class OnRecord:
+    """An attempt that stands in the tests. :ivar qemu: :ivar linux: generations. :ivar seen: where; ``live``, or what was read."""
+
+    qemu: str
+    linux: str
+    situation: str
+    seen: str
+    attempt: Attempt
+
+    @classmethod
+    def read(cls, line: str) -> Self:
+        """Return the attempt that a line of the file describes."""
+        entry = json.loads(line)
+        return cls(**entry | {"attempt": read_attempt(entry["attempt"])})
+
+    def line(self) -> str:
+        """Return it as a line of the file."""
+        return json.dumps(asdict(self), ensure_ascii=False)
+
+    def contract(self) -> Contract:
+        """Return the contract that it was made under."""
+        return Contract(QEMUS[self.qemu], self.linux, qemu=version(self.qemu.partition("+")[0]))
 
 
 @dataclass(slots=True)
@@ -31,9 +59,9 @@ class Verdict:
     unnoticed: list[str] = field(default_factory=list)
 
     @property
-    def live(self) -> bool:
-        """Whether a test of the recorded run speaks for the row."""
-        return self.tests != [DESCRIPTION]
+    def live(self) -> list[str]:
+        """The tests of the recorded run that speak for the row."""
+        return [test for test in self.tests if test != UNIT_TEST]
 
 
 Recorded = Mapping[str, Sequence[tuple[str, Attempt]]]
@@ -49,13 +77,47 @@ def read(directory: Path) -> Recorded:
     return found
 
 
-def judge(rows: Iterable[Row], recorded: Recorded) -> list[Verdict]:
+def on_record() -> list[OnRecord]:
+    """Return the attempts that stand in the tests."""
+    return [OnRecord.read(line) for line in RECORD.read_text(encoding="utf-8").splitlines()]
+
+
+def keep(rows: Iterable[Row], recorded: Recorded, record: Sequence[OnRecord], qemu: str) -> list[OnRecord]:
+    """Return an attempt of a recorded run for each row that has none on record.
+
+    :param qemu: the generation that was run.
+    """
+    spoken = {key for key, _ in _standing(record)}
+    found = []
+    for row in rows:
+        key = _key(described(row.expectation))
+        generation = of(row, [qemu])
+        if key in recorded and key not in spoken and generation is not None:
+            _, attempt = recorded[key][0]
+            # What every run has anew is of no interest.
+            events = tuple({name: value for name, value in event.items() if name != "timestamp"} for event in attempt.events)
+            lasting = replace(attempt, events=events, evidence=(), elapsed=round(attempt.elapsed, 3), began=0, ended=1)
+            found.append(OnRecord(*generation, row.subject[1], "live", lasting))
+    return found
+
+
+def judge(rows: Iterable[Row], recorded: Recorded, record: Sequence[OnRecord]) -> list[Verdict]:
     """Break each fact of each row; return who notices."""
-    return [_judge(row, recorded.get(_key(described(row.expectation)), ())) for row in rows]
+    standing = _standing(record)
+    verdicts = []
+    for row in rows:
+        key = _key(described(row.expectation))
+        known = [(UNIT_TEST, attempt) for promised, attempt in standing if promised == key]
+        verdicts.append(_judge(row, [*recorded.get(key, ()), *known]))
+    return verdicts
+
+
+def _standing(record: Sequence[OnRecord]) -> list[tuple[str, Attempt]]:
+    """Return each attempt on record with the promise that speaks of it."""
+    return [(_key(described(one.contract().expect(one.attempt.kind, one.situation))), one.attempt) for one in record]
 
 
 def _judge(row: Row, attempts: Sequence[tuple[str, Attempt]]) -> Verdict:
-    attempts = attempts or [(DESCRIPTION, kept(row.expectation))]
     verdict = Verdict(row, sorted({test for test, _ in attempts}))
     for fact, wrong in broken(row.expectation):
         tests = sorted({test for test, attempt in attempts if _differs(attempt, wrong)})

@@ -10,34 +10,17 @@ from typing import Any
 import pytest
 
 from ci.contracts.facts import kept as keeping
+from ci.contracts.generations import LINUXES, QEMUS, of, release
+from ci.contracts.replay import OnRecord, judge, on_record
 from pytest_spapr.errors import ConfigError
 from pytest_spapr.hotplug.attempt import Views
 from pytest_spapr.hotplug.contract import Contract
 from pytest_spapr.hotplug.outcome import Kind, Outcome, Presence, Silence
 from pytest_spapr.hotplug.rows import Row, packaged_rows, read_rows, version
-from pytest_spapr.qemu.behaviour import BEHAVIOURS, by_version
+from pytest_spapr.qemu.behaviour import BEHAVIOURS
 
-
-def release(major: int, minor: int) -> frozenset[str]:
-    """What a probe finds in an unpatched release, as far as it matters here: its QAPI events and its behaviour."""
-    version = (major, minor, 0)
-    since = {"DEVICE_DELETED": (0, 0, 0), "DEVICE_UNPLUG_GUEST_ERROR": (6, 2, 0)}
-    events = {name for name, first in since.items() if version >= first}
-    # 0f910b8724; before, the schema has it for x86 too.
-    events |= {"MEM_UNPLUG_ERROR"} if version < (9, 1, 0) else set()
-    return by_version(version) | events
-
-
-TIMER = frozenset({"unplug-timer", "repeat-core-rejected"})
 QEMU_7_2 = release(7, 2)
 QEMU_11_1 = release(11, 1)
-QEMUS = {
-    f"{major}.{minor}": release(major, minor)
-    for major, minor in ((5, 2), (6, 0), (6, 1), (6, 2), (7, 2), (9, 1), (10, 0), (11, 1), (99, 0))
-}
-QEMUS["5.2+timer"] = QEMUS["5.2"] | TIMER
-QEMUS["11.1+timer"] = QEMUS["11.1"] - {"repeat-core-announced"} | TIMER
-LINUXES = ("5.10.223", "5.13.19", "6.1.0-50-powerpc64le", "6.12.107+deb13-powerpc64le", "7.2.13", "99.0")
 LINUX_6_1 = "6.1.0-50-powerpc64le"
 ROWS = packaged_rows()
 
@@ -57,16 +40,20 @@ def test_exactly_one_row_fits_each_situation(qemu: str, kernel: str) -> None:
 
 def test_every_row_speaks_of_some_release_or_of_a_patched_one() -> None:
     """A row that fits nothing would never be held against anything."""
-    once = QEMU_11_1 - {"dimm-refusal-doubled"}
-    patched = (once, once | {"MEM_UNPLUG_ERROR"})
-    seen = [
-        row
-        for features in (*QEMUS.values(), *patched)
-        for kernel in LINUXES
-        for row in ROWS
-        if row.fits(features, version(kernel), (11, 1))
-    ]
-    assert {row_name(row) for row in ROWS} == {row_name(row) for row in seen}
+    assert [row_name(row) for row in ROWS if of(row) is None] == []
+
+
+@pytest.mark.parametrize("one", on_record(), ids=lambda one: f"{one.attempt.kind}-{one.situation}-{one.qemu}-{one.linux}")
+def test_an_attempt_on_record_is_as_promised(one: OnRecord) -> None:
+    """What was seen live, or read where it was written, on each generation: it stands for itself, and the rows must agree with it."""
+    promised = one.contract().expect(one.attempt.kind, one.situation)
+    assert promised.differences(one.attempt) == []
+
+
+def test_there_is_an_attempt_on_record_for_every_fact_of_every_row() -> None:
+    """So that no fact can be changed without a test that fails. A new row needs a line in attempts.jsonl."""
+    verdicts = judge(ROWS, {}, on_record())
+    assert {row_name(verdict.row): verdict.unnoticed for verdict in verdicts if verdict.unnoticed} == {}
 
 
 @pytest.mark.parametrize(
