@@ -79,8 +79,8 @@ class Device(ABC):
         """Wait until an attempt that left the device in place is so old, without a new command, and return it as it then is.
 
         What was PENDING is so still if QEMU waits for the guest, or REVERTED if it has given up and told nobody. An event ends the wait
-        before. The attempt's age counts from QEMU's answer to its ``device_del``, by the machine's virtual clock, which QEMU's own timers run by: it
-        stands still while the machine is paused.
+        before. The age counts from QEMU's answer to the ``device_del``, by the machine's virtual clock, which QEMU's own timers run by:
+        it stands still while the machine is paused.
 
         :param seconds: the age, in seconds.
         :raises ConfigError: it is neither pending nor refused nor reverted. :raises MachineError: the machine does not run.

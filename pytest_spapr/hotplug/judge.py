@@ -99,6 +99,9 @@ class Judge:
 
     def follow(self, attempt: Attempt) -> Attempt:
         """Judge what becomes of a pending attempt, without a new command."""
+        if attempt.outcome is Outcome.REMOVED:
+            # Nothing more can come of it.
+            return attempt
         self._timeline.step(f"follow the unplug of {self._device.kind} {self._device.id}")
         try:
             verdict = self._watch(attempt.ended, known_pending=True)

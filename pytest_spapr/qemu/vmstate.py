@@ -27,8 +27,10 @@ _MOVING: Final = frozenset(
 def device_state(qmp: Qmp) -> bytes | None:
     """Return the state of all devices, 2.4 MB, or None while the machine migrates.
 
-    Costs 0.02 s, for most of which the vCPUs and the virtual clock of a machine that runs stand still. Nothing else changes. The STOP
-    and RESUME that QEMU sends for it are on the timeline with the monitor's traffic, not among the events: nobody stopped the machine.
+    Costs 0.02 s, for most of which the vCPUs and the virtual clock of a machine that runs stand still. As before every stop, disk
+    requests in flight are brought to their end, also those that a throttle keeps back (``bdrv_drain_all``). Nothing else changes. The
+    STOP and RESUME that QEMU sends for it are on the timeline with the monitor's traffic, not among the events: nobody stopped the
+    machine.
 
     :raises QmpRefused: QEMU lacks the command, or gives a reason. :raises MachineDied: QEMU ended.
     """

@@ -399,9 +399,11 @@ def test_a_refusal_that_is_outlasted_stays_one() -> None:
     assert (later.outcome, later.cause, later.event_names) == (Outcome.REFUSED, None, ("DEVICE_UNPLUG_GUEST_ERROR",))
 
 
-def test_what_is_over_cannot_be_outlasted() -> None:
+def test_what_is_over_is_over() -> None:
     machine = ScriptedMachine(lambda m: m.event("DEVICE_DELETED"))
     with pytest.raises(
         ConfigError, match="only an attempt that is pending, refused, reverted can be outlasted, not: core core1: REMOVED"
     ):
         judge(machine).outlast(judge(machine).attempt(), 1)
+    removed = judge(machine).attempt()
+    assert judge(machine, seconds=60).follow(removed) is removed
