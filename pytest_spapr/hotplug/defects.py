@@ -94,7 +94,7 @@ _PLUG: Final = ("device_add", {"driver": "power9_v2.0-spapr-cpu-core", "id": "co
 _UNPLUG: Final = ("device_del", {"id": "core1"})
 _CARD: Final = ("device_add", {"driver": "virtio-rng-pci", "id": "card1", "bus": "pci.0"})
 # A reset is done after its reply, and now and then after the next one's: it takes several.
-_RESET: Final = (("system_reset", {}), ("query-status", {}))
+_RESET: Final[tuple[tuple[str, Mapping[str, Any]], ...]] = (("system_reset", {}), ("query-status", {}))
 
 _ROWS: Final = (
     KnownDefect(
@@ -144,6 +144,21 @@ _ROWS: Final = (
         fatal=True,
         certain=False,
         reproducer=Reproducer(("-accel", "tcg,thread=single", *_ONE_CORE[2:]), (_PLUG, _UNPLUG), "hangs"),
+    ),
+    KnownDefect(
+        id="tcg-busy-vcpu-device-add",
+        summary="device_add does not return, and QMP with it, until each vCPU has been idle: not while the firmware or a busy guest runs",
+        reference=(
+            "drain_call_rcu in qmp_device_add (7bed89958bfb) waits for vCPUs that nobody kicks out of their loop; "
+            "mended by dd47a8f654d8, https://gitlab.com/qemu-project/qemu/-/issues/650"
+        ),
+        seen="QEMU 5.2.0, not 7.2.22",
+        since="QEMU 5.2",
+        fixed="QEMU 6.2 and 6.1.1",
+        versions=(((5, 2, 0), (6, 1, 1)),),
+        accelerators=_TCG,
+        certain=False,
+        reproducer=Reproducer(_ONE_CORE, (("cont", {}), _PLUG), "hangs"),
     ),
     KnownDefect(
         id="tcg-smp-migration",

@@ -73,8 +73,9 @@ def test_a_management_layer_is_told_that_a_dimm_of_one_lmb_stays(machine: Pserie
 
 
 @pytest.mark.spapr_defect("dimm-doubled-guest-error")
-def test_one_refusal_of_a_dimm_is_told_once(machine: PseriesMachine, guest: Guest) -> None:
+def test_one_refusal_of_a_dimm_is_told_once(machine: PseriesMachine, guest: Guest, told_refusal: ToldRefusal) -> None:
     """M32."""
     dimm = machine.dimms.plug(512)
+    told_refusal(dimm, "later LMB")
     with guest.memory.offline_refused(after=dimm.blocks[:1]):
         assert dimm.unplug().event_names.count("DEVICE_UNPLUG_GUEST_ERROR") == 1
