@@ -67,7 +67,7 @@ class Result:
 
     :ivar trouble: why it did not come to its end: what failed, in words; None if it did.
     :ivar defect: the id of the known defect that QEMU died of. :ivar crashed: whether QEMU died, of whatever.
-    :ivar seconds: what it took, with the machine's start.
+    :ivar seconds: what it took, without the machine's start.
     """
 
     scenario: str

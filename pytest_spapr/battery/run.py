@@ -24,15 +24,15 @@ def perform(scenario: Scenario, machines: Callable[[], AbstractContextManager[Ps
 
     :param machines: starts one, for the ``with`` block. :param contract: what is held against what is seen.
     """
-    began = time.monotonic()
     result = Result(scenario=scenario.name)
     try:
         with machines() as machine:
-            result = _played(scenario, Stage(machine, contract))
+            began = time.monotonic()
+            result = replace(_played(scenario, Stage(machine, contract)), seconds=round(time.monotonic() - began, 3))
     except SpaprError as error:
         # The machine did not come up; or it did not end in good order, after all was seen.
         result = replace(result, trouble=result.trouble or _trouble(error))
-    return replace(result, seconds=round(time.monotonic() - began, 3))
+    return result
 
 
 def _played(scenario: Scenario, stage: Stage) -> Result:

@@ -1,7 +1,6 @@
 """The scenarios: each provokes one thing that can come of an unplug, and sees what helps.
 
-A step has the contract's name for its situation. Where what comes before it decides which one that is, it has none once that went
-another way than the newest QEMU goes: what was seen is written down all the same.
+A step has the contract's name for its situation. Where none speaks of it, what was seen is written down all the same.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from typing import Any, Final
 from pytest_spapr.battery.provoke import KINDS, SILENCE, plug, silenced
 from pytest_spapr.battery.stage import Stage
 from pytest_spapr.errors import ConfigError
-from pytest_spapr.hotplug.attempt import Attempt
 from pytest_spapr.hotplug.outcome import Kind, Outcome
 
 #: Longer than any time limit that a QEMU ever had for an unplug: 15 s, and what a host may be late by.
@@ -58,9 +56,17 @@ def _removal(kind: Kind) -> Callable[[Stage], None]:
     return play
 
 
+def _before_boot(kind: Kind) -> Callable[[Stage], None]:
+    def play(stage: Stage) -> None:
+        stage.unplug(plug(stage.machine, kind), "before the first boot")
+
+    return play
+
+
 def _unconfigured(kind: Kind) -> Callable[[Stage], None]:
     def play(stage: Stage) -> None:
-        stage.unplug(plug(stage.machine, kind), "removal: never configured")
+        with stage.machine.paused():
+            stage.unplug(plug(stage.machine, kind, wait=False), "removal: never configured")
 
     return play
 
@@ -71,7 +77,7 @@ def _paused(kind: Kind) -> Callable[[Stage], None]:
         with stage.machine.paused():
             attempt = stage.unplug(device, "silence: machine paused")
             stage.unplug(device, "repeat while pending", step="repeat")
-        stage.follow(device, attempt, "removal", step="machine runs on")
+        stage.follow(device, attempt, "after: resume", step="machine runs on")
 
     return play
 
@@ -85,7 +91,7 @@ def _reset(kind: Kind) -> Callable[[Stage], None]:
             since = machine.timeline.mark()
             machine.reset(wait=False)
         machine.await_ready(since)
-        stage.follow(device, attempt, "removal", step="machine reset")
+        stage.follow(device, attempt, "after: reset", step="machine reset")
 
     return play
 
@@ -98,9 +104,9 @@ def _last_cpu(stage: Stage) -> None:
     core = plug(stage.machine, Kind.CORE)
     situation = "refusal: last online CPU"
     with stage.guest.cpus.offline(0):
-        told = _told(stage.unplug(core, situation))
+        told = stage.unplug(core, situation).outcome is Outcome.REFUSED
         stage.unplug(core, situation if told else None, step="repeat")
-    stage.unplug(core, "removal" if told else None, step="retry when the guest can")
+    stage.unplug(core, "retry: last online CPU", step="retry when the guest can")
 
 
 def _core_outlasted(stage: Stage) -> None:
@@ -115,7 +121,7 @@ def _first_lmb(stage: Stage) -> None:
     with stage.guest.memory.offline_refused():
         attempt = stage.unplug(dimm, "silence: first LMB refused")
         stage.unplug(dimm, "repeat while pending", step="repeat")
-    stage.unplug(dimm, "repeat while pending", step="retry when the guest can")
+    stage.unplug(dimm, "retry: first LMB refused", step="retry when the guest can")
     stage.guest.memory.remove(dimm.drcs[0])
     stage.follow(dimm, attempt, "removal", step="guest removes it by itself")
 
@@ -123,8 +129,8 @@ def _first_lmb(stage: Stage) -> None:
 def _later_lmb(stage: Stage) -> None:
     dimm = stage.machine.dimms.plug(512)
     with stage.guest.memory.offline_refused(after=dimm.blocks[:1]):
-        told = _told(stage.unplug(dimm, "refusal: later LMB"))
-    stage.unplug(dimm, "removal" if told else None, step="retry when the guest can")
+        stage.unplug(dimm, "refusal: later LMB")
+    stage.unplug(dimm, "retry: later LMB", step="retry when the guest can")
 
 
 def _boot_memory(stage: Stage) -> None:
@@ -161,7 +167,7 @@ def _drmgr_locked(kind: Kind) -> Callable[[Stage], None]:
         with stage.guest.drmgr.lock_held():
             attempt = stage.unplug(device, "silence: drmgr locked")
             stage.unplug(device, "repeat while pending", step="repeat")
-        stage.unplug(device, "repeat while pending", step="retry when the guest can")
+        stage.unplug(device, "retry: drmgr locked", step="retry when the guest can")
         stage.guest.drmgr.remove(device.drcs[0])
         stage.follow(device, attempt, "removal", step="drmgr by hand")
 
@@ -179,18 +185,16 @@ def _bridge(stage: Stage) -> None:
     stage.unplug(stage.machine.pci.plug("pci-bridge", chassis_nr=1), "rejection: bridge")
 
 
-def _told(attempt: Attempt) -> bool:
-    return attempt.outcome is Outcome.REFUSED
-
-
 def _of_each_kind() -> Iterator[Scenario]:
     for kind in KINDS:
         yield Scenario(name=f"{kind}-removal", title="the guest gives it up", kind=kind, play=_removal(kind))
-        yield Scenario(
-            name=f"{kind}-unconfigured", title="no guest ever had it", kind=kind, play=_unconfigured(kind), boots=False
-        )
+        yield Scenario(name=f"{kind}-unconfigured", title="the guest never had it", kind=kind, play=_unconfigured(kind))
         yield Scenario(name=f"{kind}-paused", title="the machine is paused", kind=kind, play=_paused(kind))
         yield Scenario(name=f"{kind}-reset", title=f"a reset while it is pending ({SILENCE[kind]})", kind=kind, play=_reset(kind))
+
+    for kind in KINDS:
+        title = "no guest has ever run"
+        yield Scenario(name=f"{kind}-before-boot", title=title, kind=kind, play=_before_boot(kind), boots=False)
 
 
 def _others() -> Iterator[Scenario]:

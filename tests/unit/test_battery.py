@@ -7,11 +7,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
 from pytest_spapr.battery.compare import Comparison, Verdict, compare
 from pytest_spapr.battery.observation import Observation, Result, in_words, observe
+from pytest_spapr.battery.provoke import KINDS
 from pytest_spapr.battery.run import perform
 from pytest_spapr.battery.scenarios import SCENARIOS, Scenario, chosen
 from pytest_spapr.battery.stage import Stage
@@ -19,6 +21,7 @@ from pytest_spapr.errors import ConfigError, LaunchFailed, MachineDied
 from pytest_spapr.hotplug.attempt import Attempt, Views
 from pytest_spapr.hotplug.contract import Contract
 from pytest_spapr.hotplug.outcome import Kind, Outcome, Presence, Silence
+from pytest_spapr.hotplug.rows import packaged_rows
 from pytest_spapr.timeline import Lane, Timeline
 
 CONTRACT = Contract(frozenset({"DEVICE_UNPLUG_GUEST_ERROR"}), "6.1.0")
@@ -180,6 +183,19 @@ class TestScenarios:
     def test_one_that_does_not_exist_is_an_error_that_lists_them(self) -> None:
         with pytest.raises(ConfigError, match=r"no scenario is called 'cores'; there are core-removal, "):
             chosen(["cores"])
+
+    @pytest.mark.parametrize("kind", KINDS, ids=str)
+    def test_every_situation_that_a_contract_speaks_of_is_provoked(self, kind: Kind) -> None:
+        provoked = {situation for scenario in chosen([kind]) for situation in situations(scenario)}
+        assert {row.subject[1] for row in packaged_rows() if row.subject[0] is kind} <= provoked
+
+
+def situations(scenario: Scenario) -> list[str]:
+    """What a scenario says that its steps are, on a machine that does nothing."""
+    stage = MagicMock()
+    stage.machine.pci.plug_functions.return_value = [MagicMock(), MagicMock()]
+    scenario.play(stage)
+    return [call.args[-1] for step in (stage.unplug, stage.follow, stage.outlast) for call in step.call_args_list]
 
 
 class Device:
