@@ -189,7 +189,7 @@ def prepare_next(config: pytest.Config) -> None:
     """Have the next test's machine started in the background, if that test wants a clone and its template exists."""
     rig = config.stash[RIG]
     item = rig.next_item
-    if item is None or "machine" not in getattr(item, "fixturenames", ()):
+    if item is None or not _gets_our_machine(item):
         return
     cell = rig.cell(item)
     # Another cell's harness is made when its first test begins.
@@ -201,6 +201,20 @@ def prepare_next(config: pytest.Config) -> None:
             cell.ahead.prepare(spec, cell.image())
     except Exception:  # noqa: BLE001 - a bad mark or hook of another test is that test's to tell
         return
+
+
+def _gets_our_machine(item: pytest.Item) -> bool:
+    """Whether the test gets the fixture ``machine`` of this module, not one of its own that has nothing to do with it."""
+    if "machine" not in getattr(item, "fixturenames", ()):
+        return False
+    # pytest has no public name for which fixture a test's argument stands for. Without this one nothing is prepared.
+    known = getattr(getattr(item, "_fixtureinfo", None), "name2fixturedefs", {})
+    for definition in reversed(known.get("machine", ())):
+        if definition.func.__module__ == __name__:
+            return True
+        if "machine" not in definition.argnames:
+            return False
+    return False
 
 
 def _wanted(item: pytest.Item, rig: Rig, accelerator: str, shape: dict[str, Any], *, guest: bool) -> tuple[str, MachineSpec]:

@@ -210,6 +210,27 @@ def test_only_machines_of_the_running_cell_are_prepared(pytester: pytest.Pyteste
     assert StubAhead.acts == ["7.2.0 debian-12", "7.2.0 drop", "11.1.0 debian-12", "11.1.0 drop"]
 
 
+@pytest.mark.parametrize(("arguments", "prepared"), [("launch_machine", 0), ("machine", 1)])
+def test_machines_are_prepared_where_the_fixture_is_ours(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, arguments: str, prepared: int
+) -> None:
+    monkeypatch.setattr(fixtures, "Ahead", StubAhead)
+    StubAhead.acts.clear()
+    pytester.makepyfile(
+        f"""
+        import pytest
+
+        @pytest.fixture
+        def machine({arguments}): return {arguments}
+
+        def test_one(machine): pass
+        def test_two(machine): pass
+        """
+    )
+    pytester.runpytest("--spapr-qemu=7.2").assert_outcomes(passed=2)
+    assert StubAhead.acts.count("7.2.0 debian-12") == prepared
+
+
 def test_a_test_whose_cell_pytest_cannot_see_says_what_to_do(pytester: pytest.Pytester) -> None:
     pytester.makepyfile("def test_it(request): request.getfixturevalue('machine')")
     pytester.runpytest("--spapr-qemu=7.2").assert_outcomes(passed=1)
