@@ -13,7 +13,7 @@ from typing import Final
 
 from pytest_spapr.battery.observation import Observation, Result, in_words
 from pytest_spapr.battery.scenarios import Scenario
-from pytest_spapr.hotplug.outcome import Kind
+from pytest_spapr.hotplug.outcome import Kind, Outcome
 
 #: Of the JSON file. A reader refuses another one.
 FORMAT: Final = 1
@@ -75,8 +75,11 @@ class Sheet:
         """Yield the table's rows, scenario by scenario."""
         for scenario in self.scenarios:
             results = self.results[scenario.name]
-            steps = dict.fromkeys(one.step for result in results if result for one in result.observations)
-            for step in steps or ("unplug",):
+            steps = list(dict.fromkeys(one.step for result in results if result for one in result.observations))
+            if not steps or any(result and result.trouble and all(map(result.find, steps)) for result in results):
+                # Trouble after the last step, or before the first one; or nothing was played.
+                steps.append("end")
+            for step in steps:
                 yield Row(scenario, step, tuple(_cell(result, step) for result in results))
 
     @property
@@ -141,10 +144,11 @@ def _cell(result: Result | None, step: str) -> Cell:
     if result is None:
         return Cell("not played")
     one = result.find(step)
+    if result.defect is not None and (one is None or one.outcome == Outcome.CRASHED):
+        # No difference from the contract: what is known of the build is told by that row.
+        return Cell(f"QEMU died: {result.defect}", one=one)
     if one is not None:
         return Cell(in_words(one), one.differences, one)
-    if result.defect is not None:
-        return Cell(f"QEMU died: {result.defect}")
     return Cell(result.trouble or "—")
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from pytest_spapr.battery.observation import Result
 from pytest_spapr.battery.scenarios import chosen
+from pytest_spapr.hotplug.outcome import Outcome
 from pytest_spapr.report.sheet import Column, Sheet, as_json, markdown
 from pytest_spapr.report.sheet_page import page
 
@@ -45,6 +46,19 @@ def test_markdown_has_a_table_for_each_kind_and_marks_what_differs(sheet: Sheet)
     assert lines[-1] == "1. 11.1, core-removal, unplug: outcome: expected removed, observed refused"
 
 
+def test_a_death_of_a_known_defect_is_no_difference_and_trouble_at_the_end_is_told(sheet: Sheet) -> None:
+    crashed = replace(seen(outcome=Outcome.CRASHED), differences=("outcome: expected removed, observed crashed",))
+    died = Result(
+        scenario="core-removal", observations=(crashed,), trouble="MachineDied", defect="tcg-core-removal", crashed=True
+    )
+    late = Result(scenario="core-removal", observations=(seen(),), trouble="GuestError: no")
+    one = replace(sheet, results={**sheet.results, "core-removal": [died, late]})
+    lines = markdown(one).splitlines()
+    assert "| the guest gives it up | unplug | QEMU died: tcg-core-removal | removed: DEVICE_DELETED |" in lines
+    assert "|  | end | QEMU died: tcg-core-removal | GuestError: no |" in lines
+    assert one.differences == 0
+
+
 def test_it_is_the_same_text_for_the_same_behaviour(sheet: Sheet) -> None:
     """No time, no path, no id: what is under version control changes only if QEMU does."""
     slower = {name: [replace(one, seconds=9.9) if one else None for one in results] for name, results in sheet.results.items()}
@@ -55,7 +69,7 @@ def test_it_counts_what_differs_and_what_did_not_end(sheet: Sheet) -> None:
     assert (sheet.differences, sheet.unplayed) == (1, 1)
     unplayed = replace(sheet, results={**sheet.results, "core-removal": [None, None]})
     assert unplayed.unplayed == 3
-    assert "| the guest gives it up | unplug | not played | not played |" in markdown(unplayed)
+    assert "| the guest gives it up | end | not played | not played |" in markdown(unplayed)
 
 
 def test_json_has_everything(sheet: Sheet) -> None:
