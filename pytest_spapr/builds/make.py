@@ -23,6 +23,8 @@ _NINJA_STATUS: Final = "[%f/%t] "
 _STEP: Final = re.compile(r"\[(\d+)/(\d+)\] (.*)")
 _FAILED: Final = "FAILED: "
 _LINES: Final = 20
+# A compiler's command line has thousands.
+_COLUMNS: Final = 200
 
 
 class Maker:
@@ -127,4 +129,4 @@ class Maker:
 def _extract(lines: Sequence[str]) -> str:
     """Return the part of a log that begins with ninja's first failure, or its end."""
     first = next((number for number, line in enumerate(lines) if line.startswith(_FAILED)), max(0, len(lines) - _LINES))
-    return "\n".join(f"  {line}" for line in lines[first : first + _LINES])
+    return "\n".join(f"  {line[:_COLUMNS]}" for line in lines[first : first + _LINES])

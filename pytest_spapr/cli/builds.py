@@ -10,8 +10,8 @@ from pathlib import Path
 from pytest_spapr.builds import packages, source, store
 from pytest_spapr.builds.recipe import RECIPES
 from pytest_spapr.cache import megabytes, size_of
-from pytest_spapr.cli.run import Areas, Run
-from pytest_spapr.errors import BuildError
+from pytest_spapr.cli.run import Areas, Run, tell_removed
+from pytest_spapr.errors import BuildError, ConfigError
 
 
 def add(areas: Areas, common: argparse.ArgumentParser) -> None:
@@ -49,7 +49,10 @@ def add(areas: Areas, common: argparse.ArgumentParser) -> None:
     remove = commands.add_parser(
         "remove", parents=[common], help="remove builds from the cache", description="Remove builds from the cache."
     )
-    remove.add_argument("names", nargs="+", metavar="NAME", help="builds as `spapr qemu list` shows them")
+    remove.add_argument("names", nargs="*", metavar="NAME", help="builds as `spapr qemu list` shows them")
+    remove.add_argument(
+        "--trees", action="store_true", help="also toolchains, sources and build trees, which `spapr qemu build` keeps"
+    )
     remove.set_defaults(run=_remove)
 
 
@@ -101,6 +104,8 @@ def _list(run: Run) -> None:
     stored = store.names(run.cache)
     for name in [*packages.SOURCES, *(name for name in stored if name not in packages.SOURCES)]:
         print(f"{name:<12} {_state(run, name)}")
+    if kept := source.trees(run.cache):
+        print(f"kept for `spapr qemu build`: {megabytes(sum(entry.size for entry in kept))}; spapr qemu remove --trees")
 
 
 def _state(run: Run, name: str) -> str:
@@ -144,9 +149,14 @@ def _show_source(build: store.StoredQemu) -> None:
 
 
 def _remove(run: Run) -> None:
+    if not run.arguments.names and not run.arguments.trees:
+        raise ConfigError("nothing to remove is named: give names as `spapr qemu list` shows them, or --trees.")
     known = store.names(run.cache)
     if missing := [name for name in run.arguments.names if name not in known]:
         raise BuildError(f"no QEMU build in the cache {run.cache.root} is called {missing[0]!r}: see `spapr qemu list`.")
     for name in run.arguments.names:
         store.remove(run.cache, name)
         print(f"removed {name}")
+    for entry in source.trees(run.cache) if run.arguments.trees else ():
+        source.remove_tree(run.cache, entry, run.progress)
+        tell_removed(entry)

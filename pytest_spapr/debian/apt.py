@@ -235,6 +235,12 @@ class AptState:
             command = self._source_command(missing[0].name) if self.architecture == SOURCE else ["download", *wanted]
             self._retried(f"{len(missing)} packages, {megabytes(size)}", lambda: self._apt(*command), attempts)
         for package in missing:
+            path = self._packages / package.file
+            if path.is_symlink():
+                # Of a file: mirror apt only links sources. A copy, before its hash is checked, is the cache's own.
+                data = path.read_bytes()
+                path.unlink()
+                path.write_bytes(data)
             if not self._is_whole(package):
                 raise VerificationError(
                     f"{package.file} from {self.mirror} does not have the size and SHA256 that the signed index gives "

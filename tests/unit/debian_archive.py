@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import lzma
 import shutil
 import struct
 import subprocess
@@ -27,6 +28,22 @@ def deb(files: Mapping[str, Content], modes: Mapping[str, int] | None = None) ->
 
 def _ar_member(name: str, data: bytes) -> bytes:
     return f"{name:<16}{0:<12}{0:<6}{0:<6}{'100644':<8}{len(data):<10}`\n".encode() + data + b"\n" * (len(data) % 2)
+
+
+def source(upstream: Mapping[str, Content], patches: Mapping[str, str], version: str = "1:5.2-1") -> dict[str, bytes]:
+    """Return the files of a source package ``qemu`` of format 3.0 (quilt), by name."""
+    names = ("qemu_5.2.orig.tar.xz", "qemu_5.2-1.debian.tar.xz")
+    changes = {"debian/patches/series": "".join(f"{name}\n" for name in patches).encode()}
+    changes |= {f"debian/patches/{name}": text.encode() for name, text in patches.items()}
+    archives = [
+        lzma.compress(_tar({f"qemu-5.2/{name}": data for name, data in upstream.items()}, {})),
+        lzma.compress(_tar(changes, {})),
+    ]
+    listed = "".join(
+        f" {hashlib.sha256(data).hexdigest()} {len(data)} {name}\n" for name, data in zip(names, archives, strict=True)
+    )
+    dsc = f"Format: 3.0 (quilt)\nSource: qemu\nVersion: {version}\nChecksums-Sha256:\n{listed}"
+    return {"qemu_5.2-1.dsc": dsc.encode(), **dict(zip(names, archives, strict=True))}
 
 
 def _tar(files: Mapping[str, Content], modes: Mapping[str, int]) -> bytes:
@@ -77,6 +94,7 @@ class Archive:
     architecture: str = "amd64"
     suite: str = "test"
     _stanzas: list[str] = field(default_factory=list)
+    _sources: list[str] = field(default_factory=list)
 
     @property
     def url(self) -> str:
@@ -101,14 +119,30 @@ class Archive:
         )
         return self.root / file
 
+    def add_source(self, files: Mapping[str, bytes], version: str = "1:5.2-1") -> None:
+        """Add a source package, from :func:`source`; its files stand in ``pool/``."""
+        (self.root / "pool").mkdir(parents=True, exist_ok=True)
+        listed = ""
+        for name, data in files.items():
+            (self.root / "pool" / name).write_bytes(data)
+            listed += f" {hashlib.sha256(data).hexdigest()} {len(data)} {name}\n"
+        self._sources.append(
+            f"Package: qemu\nBinary: qemu\nVersion: {version}\nMaintainer: x <x@localhost>\nFormat: 3.0 (quilt)\n"
+            f"Directory: pool\nChecksums-Sha256:\n{listed}"
+        )
+
     def publish(self) -> None:
         index = "\n".join(self._stanzas).encode()
+        sources = "\n".join(self._sources).encode()
+        (self.root / f"dists/{self.suite}/main/source").mkdir(parents=True, exist_ok=True)
+        (self.root / f"dists/{self.suite}/main/source/Sources").write_bytes(sources)
         self.packages_index.parent.mkdir(parents=True, exist_ok=True)
         self.packages_index.write_bytes(index)
         path = f"main/binary-{self.architecture}/Packages"
         release = (
             f"Origin: Debian\nLabel: Debian\nSuite: {self.suite}\nCodename: {self.suite}\nDate: Sat, 21 Nov 2026 00:00:00 UTC\n"
             f"Architectures: {self.architecture}\nComponents: main\nSHA256:\n {hashlib.sha256(index).hexdigest()} {len(index)} {path}\n"
+            f" {hashlib.sha256(sources).hexdigest()} {len(sources)} main/source/Sources\n"
         )
         self.in_release.write_bytes(self.signer.sign(release.encode()))
 
