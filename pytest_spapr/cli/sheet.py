@@ -55,8 +55,9 @@ def _sheet(run: Run) -> int:
     settings = settings_of(run, qemu=arguments.qemu, image=arguments.image)
     cells = obtain(run, settings)
     results = _played(run, settings, [scenario.name for scenario in scenarios])
+    columns = tuple(map(_column, cells, _names(cells)))
     made_by = f"pytest-spapr {version('pytest-spapr')}"
-    sheet = Sheet(made_by=made_by, columns=tuple(map(_column, cells)), scenarios=scenarios, results=results)
+    sheet = Sheet(made_by=made_by, columns=columns, scenarios=scenarios, results=results)
     for suffix, text in (("md", markdown(sheet)), ("json", as_json(sheet)), ("html", page(sheet))):
         (directory / f"{_NAME}.{suffix}").write_text(text, encoding="utf-8")
     _tell(sheet, directory)
@@ -86,10 +87,18 @@ def _tell(sheet: Sheet, directory: Path) -> None:
     print(f"{directory / _NAME}.md, .json, .html: {sheet.differences} steps differ from their contracts")
 
 
-def _column(cell: Cell) -> Column:
+def _names(cells: Sequence[Cell]) -> list[str]:
+    """Return what the columns are called: their builds, and their images too where there are several."""
+    if len(cells) == 1:
+        build = cells[0].build()
+        # A path says nothing to whoever reads the sheet elsewhere.
+        return [".".join(map(str, build.version)) if "/" in build.name else build.name]
+    suffixes = {f"-{Path(cell.image().name).name}" for cell in cells}
+    return [cell.id.removesuffix(next(iter(suffixes))) if len(suffixes) == 1 else cell.id for cell in cells]
+
+
+def _column(cell: Cell, name: str) -> Column:
     build, image = cell.build(), cell.image()
-    # Where there is one, its path says nothing to whoever reads the sheet elsewhere.
-    name = cell.id or (".".join(map(str, build.version)) if "/" in build.name else build.name)
     return Column(
         name=name,
         qemu=build.version_text,

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,19 @@ def test_nothing_is_left_behind(named: tuple[str, list[str]], tmp_path: Path, nu
         _pause()
 
 
+def test_a_process_that_dies_ends_the_command(named: tuple[str, list[str]], tmp_path: Path) -> None:
+    """A scenario that nobody plays any more is not waited for."""
+    qemu, options = named
+    command = [*SPAPR, "sheet", f"--qemu={qemu}", *options, "--scenario=core-outlasted", f"--output={tmp_path}"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as running:
+        family = _family_with_qemu(running)
+        (worker,) = {_parents()[pid] for pid in family if b"-machine" in _command(pid)}
+        os.kill(worker, signal.SIGKILL)
+        _, told = running.communicate(timeout=SECONDS)
+    assert running.returncode == 2
+    assert b"spapr: the process that played core-outlasted ended with status -9" in told
+
+
 def _family_with_qemu(running: subprocess.Popen[bytes]) -> set[int]:
     """Return the process and its descendants, once a QEMU is among them."""
     deadline = Deadline(SECONDS)
@@ -80,17 +94,20 @@ def _pause() -> None:
 
 
 def _descendants(pid: int) -> set[int]:
-    parents: dict[int, int] = {}
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            after_name = status.read_text(encoding="utf-8").rpartition(")")[2].split()
-        except OSError:
-            continue
-        parents[int(status.parent.name)] = int(after_name[1])
+    parents = _parents()
     family = {pid}
     while more := {child for child, parent in parents.items() if parent in family} - family:
         family |= more
     return family
+
+
+def _parents() -> dict[int, int]:
+    """Return each process's parent."""
+    parents: dict[int, int] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            parents[int(stat.parent.name)] = int(stat.read_text(encoding="utf-8").rpartition(")")[2].split()[1])
+    return parents
 
 
 def _command(pid: int) -> bytes:

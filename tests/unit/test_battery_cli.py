@@ -145,6 +145,28 @@ class TestSheet:
         data = json.loads((tmp_path / "out" / "behaviour.json").read_text(encoding="utf-8"))
         assert [column["name"] for column in data["columns"]] == ["7.2.22"]
 
+    @pytest.mark.parametrize(
+        ("images", "names"),
+        [
+            (["debian-12"], ["7.2", "11.1"]),
+            (["debian-12", "debian-13"], ["7.2-debian-12", "7.2-debian-13", "11.1-debian-12", "11.1-debian-13"]),
+        ],
+    )
+    def test_columns_are_called_by_what_they_differ_in(
+        self,
+        played: Callable[[Script], Counter[Task]],
+        monkeypatch: pytest.MonkeyPatch,
+        tmp_path: Path,
+        images: list[str],
+        names: list[str],
+    ) -> None:
+        played(lambda task, _: REMOVED)
+        monkeypatch.setattr(Cell, "image", lambda self, *_: image(self.settings.image.value))
+        options = [f"--image={name}" for name in images]
+        assert cli.main(["sheet", "--qemu=7.2", "--qemu=11.1", *options, "--scenario=core-removal"]) == 0
+        data = json.loads((tmp_path / "behaviour.json").read_text(encoding="utf-8"))
+        assert [column["name"] for column in data["columns"]] == names
+
     def test_what_does_not_end_is_tried_again(
         self, played: Callable[[Script], Counter[Task]], capsys: pytest.CaptureFixture[str]
     ) -> None:
