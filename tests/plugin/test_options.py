@@ -35,7 +35,7 @@ def test_a_named_thing_that_is_missing_ends_the_run_before_it_begins(pytester: p
     [
         (
             "--spapr-qemu=8.8",
-            "--spapr-qemu=8.8: no packaged build has this name (there are *7.2*), none that `spapr qemu build` made (there are none), and no *",
+            "--spapr-qemu=8.8: no packaged build has this name (there are *7.2*), none that `spapr qemu build` made (there are none)*",
         ),
         ("--spapr-image=fedora-99", "no guest image is called 'fedora-99': known are *debian-12*"),
     ],
