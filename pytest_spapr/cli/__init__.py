@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="spapr",
         description="Makes and keeps what pytest-spapr runs: guest images and QEMU builds, out of Debian's packages, without root; "
-        "and keeps the templates of its machines.",
+        "keeps the templates of its machines, and tells what QEMU builds do.",
         epilog="The variables SPAPR_CACHE_DIR, SPAPR_DEBIAN_MIRROR and SPAPR_OFFLINE stand for the options of the same name.",
     )
     common = argparse.ArgumentParser(add_help=False)
