@@ -57,7 +57,8 @@ def test_nothing_is_left_behind(named: tuple[str, list[str]], tmp_path: Path, nu
         family = _family_with_qemu(running)
         running.send_signal(number)
         running.wait(timeout=SECONDS)
-    deadline = Deadline(20)
+    # The scenario takes 17 s.
+    deadline = Deadline(8)
     while left := [pid for pid in family if _alive(pid)]:
         assert not deadline.expired, left
         _pause()
