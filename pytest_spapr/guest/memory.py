@@ -34,6 +34,12 @@ class GuestMemory:
                 return int(line.split()[1]) * 1024
         raise ValueError("no MemTotal in /proc/meminfo")
 
+    def persistent(self) -> frozenset[int]:
+        """Return the DRC indexes of the persistent memory in the device tree."""
+        nodes = "/proc/device-tree/ibm,persistent-memory/ibm,pmemory@"
+        found = self._shell.run(f"echo {nodes}*").check().stdout.split()
+        return frozenset(int(node.removeprefix(nodes), 16) for node in found if not node.endswith("*"))
+
     def set_online(self, block: int, online: bool) -> None:
         """Bring one block online or take it offline.
 

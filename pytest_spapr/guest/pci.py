@@ -38,3 +38,18 @@ class GuestPci:
             address, ids, *driver = line.split()
             functions[address] = PciFunction(address, ids, driver[0] if driver else None)
         return functions
+
+    def host_bridges(self) -> dict[int, int | None]:
+        """Return the number of each host bridge's PCI domain, by its unit address in the device tree; None where it has no domain.
+
+        Linux takes a PHB's index for its domain, unless a PHB that has gone had that number and the kernel still keeps it.
+        """
+        script = (
+            "cd /proc/device-tree && for node in pci@*; do echo $node; done; "
+            'for bus in /sys/class/pci_bus/*:00; do cd -P $bus/of_node && echo "${PWD##*/} ${bus##*/}"; done'
+        )
+        bridges: dict[int, int | None] = {}
+        for line in self._shell.run(script).check().stdout.splitlines():
+            node, _, bus = line.partition(" ")
+            bridges[int(node.removeprefix("pci@"), 16)] = int(bus.partition(":")[0], 16) if bus else None
+        return bridges

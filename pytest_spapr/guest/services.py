@@ -108,6 +108,10 @@ class Drmgr:
         """
         self._shell.run(f"drmgr -c pci -r -s {drc_index:#x} -n -V").check()
 
+    def remove_phb(self, drc_index: int) -> None:
+        """As :meth:`remove`, for a PHB and all that is behind it; about 10 s."""
+        self._shell.run(f"drmgr -c phb -r -s {drc_index:#x}").check()
+
     def lock_holder(self) -> LockHolder | None:
         """Return who holds drmgr's lock now; most often a drmgr at work."""
         script = (

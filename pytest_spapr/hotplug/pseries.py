@@ -8,7 +8,9 @@ from pytest_spapr.hotplug.attempt import Attempt
 from pytest_spapr.hotplug.cores import Cores
 from pytest_spapr.hotplug.dimms import Dimms
 from pytest_spapr.hotplug.ledger import Ledger
+from pytest_spapr.hotplug.nvdimm import Nvdimms
 from pytest_spapr.hotplug.pci import Pci
+from pytest_spapr.hotplug.phb import Phbs
 from pytest_spapr.images.store import GuestImage
 from pytest_spapr.machine import Harness, Machine
 from pytest_spapr.qemu.argv import MachineSpec
@@ -18,7 +20,7 @@ from pytest_spapr.timeline import Timeline
 class PseriesMachine(Machine):
     """A running pseries machine that devices can be plugged into and unplugged from.
 
-    :ivar cores: :ivar dimms: :ivar pci: its devices, by kind.
+    :ivar cores: :ivar dimms: :ivar nvdimms: :ivar pci: :ivar phbs: its devices, by kind.
     """
 
     def __init__(self, harness: Harness, spec: MachineSpec, image: GuestImage | None, timeline: Timeline) -> None:
@@ -26,7 +28,9 @@ class PseriesMachine(Machine):
         self._ledger = Ledger()
         self.cores = Cores(self, self._ledger)
         self.dimms = Dimms(self, self._ledger)
+        self.nvdimms = Nvdimms(self, self._ledger)
         self.pci = Pci(self, self._ledger)
+        self.phbs = Phbs(self, self._ledger)
 
     @property
     def attempts(self) -> list[Attempt]:

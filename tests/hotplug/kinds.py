@@ -19,6 +19,8 @@ def plug(machine: PseriesMachine, kind: Kind, **options: Any) -> Device:
             return machine.dimms.plug(**options)
         case Kind.PCI:
             return machine.pci.plug("virtio-rng-pci", **options)
+        case Kind.PHB:
+            return machine.phbs.plug(**options)
         case _:
             raise NotImplementedError(kind)
 
@@ -27,14 +29,14 @@ def plug(machine: PseriesMachine, kind: Kind, **options: Any) -> Device:
 def silenced(machine: PseriesMachine, kind: Kind) -> Iterator[None]:
     """Make the guest silent about an unplug of this kind, by the cause that is typical for it, and lift that cause again.
 
-    A core: only a guest that does not run is silent. A DIMM: its first LMB is refused. A PCI device: rtas_errd is gone.
+    A core: only a guest that does not run is silent. A DIMM: its first LMB is refused. A PCI device or a PHB: rtas_errd is gone.
     """
     match kind:
         case Kind.CORE:
             silence: AbstractContextManager[None] = machine.paused()
         case Kind.DIMM:
             silence = machine.guest.memory.offline_refused()
-        case Kind.PCI:
+        case Kind.PCI | Kind.PHB:
             silence = machine.guest.rtas_errd.killed()
         case _:
             raise NotImplementedError(kind)
@@ -42,8 +44,13 @@ def silenced(machine: PseriesMachine, kind: Kind) -> Iterator[None]:
         yield
 
 
-#: What this module knows to plug, and what goes again.
-KINDS = (Kind.CORE, Kind.DIMM, Kind.PCI)
+#: The kinds that can go again.
+KINDS = (Kind.CORE, Kind.DIMM, Kind.PCI, Kind.PHB)
 
 #: The contract's name of the silence that :func:`silenced` makes.
-SILENCE = {Kind.CORE: "machine paused", Kind.DIMM: "first LMB refused", Kind.PCI: "rtas_errd absent"}
+SILENCE = {
+    Kind.CORE: "machine paused",
+    Kind.DIMM: "first LMB refused",
+    Kind.PCI: "rtas_errd absent",
+    Kind.PHB: "rtas_errd absent",
+}
