@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pytest_spapr.errors import MachineDied
 from pytest_spapr.hotplug.outcome import Kind, Outcome
+from pytest_spapr.timeline import Lane
 
 if TYPE_CHECKING:
     from pytest_spapr.hotplug.pseries import PseriesMachine
@@ -146,6 +147,21 @@ _ROWS: Final = (
         reproducer=Reproducer(("-accel", "tcg,thread=single", *_ONE_CORE[2:]), (_PLUG, _UNPLUG), "hangs"),
     ),
     KnownDefect(
+        id="tcg-core-add",
+        summary="now and then the plug of a core kills QEMU while a guest runs: it walks the TLB of a vCPU that has none yet",
+        reference=(
+            "cpu_exec_realizefn puts the vCPU on the list before tlb_init, and tb_gen_code of another one walks that list; "
+            "mended by 4e4fa6c12d97 (7.2)"
+        ),
+        seen="QEMU 5.2.0, once in 70 plugs into fresh clones, whose vCPU has all of its code to translate",
+        since="QEMU 5.2 or earlier",
+        fixed="QEMU 7.2",
+        versions=(((0, 0, 0), (7, 2, 0)),),
+        accelerators=_TCG,
+        fatal=True,
+        certain=False,
+    ),
+    KnownDefect(
         id="tcg-busy-vcpu-device-add",
         summary="device_add does not return, and QMP with it, until each vCPU has been idle: not while the firmware or a busy guest runs",
         reference=(
@@ -218,12 +234,14 @@ def crash_defect(machine: PseriesMachine) -> KnownDefect | None:
     end = machine.timeline.ended
     if not isinstance(end, MachineDied) or end.exit_status not in _CRASH_SIGNALS:
         return None
-    if not _a_core_was_freed(machine):
-        return None
-    # A damaged heap shows in other ways too, but where the C library names it, it is that.
-    rows = [KNOWN_DEFECTS["tcg-core-removal"], KNOWN_DEFECTS["tcg-core-removal-heap"]]
-    if any(_HEAP.search(word) for word in end.stderr):
-        rows = rows[1:]
+    rows = []
+    if _a_core_was_freed(machine):
+        # A damaged heap shows in other ways too, but where the C library names it, it is that.
+        rows = [KNOWN_DEFECTS["tcg-core-removal"], KNOWN_DEFECTS["tcg-core-removal-heap"]]
+        if any(_HEAP.search(word) for word in end.stderr):
+            rows = rows[1:]
+    elif end.exit_status == -signal.SIGSEGV and _a_core_was_being_plugged(machine):
+        rows = [KNOWN_DEFECTS["tcg-core-add"]]
     return next((row for row in rows if row.applies(machine.build, machine.spec.accelerator)), None)
 
 
@@ -236,3 +254,10 @@ def _a_core_was_freed(machine: PseriesMachine) -> bool:
         for record in machine.timeline.since()
         if record.data is not None and record.data.get("event") == "DEVICE_DELETED"
     )
+
+
+def _a_core_was_being_plugged(machine: PseriesMachine) -> bool:
+    """Return whether QEMU ended before it answered a core's ``device_add``."""
+    said = [record.data for record in machine.timeline.since(0, Lane.QMP) if record.data is not None]
+    last = said[-1] if said else {}
+    return last.get("execute") == "device_add" and "-spapr-cpu-core" in str(last["arguments"].get("driver"))

@@ -12,7 +12,7 @@ import pytest
 from pytest_spapr.errors import MachineDied
 from pytest_spapr.hotplug.defects import Reproducer, crash_defect
 from pytest_spapr.hotplug.outcome import Kind, Outcome
-from pytest_spapr.timeline import Timeline
+from pytest_spapr.timeline import Lane, Timeline
 
 
 def dead(version: tuple[int, int, int], words: str = "", *, status: int = -6, kind: Kind = Kind.CORE) -> Any:
@@ -41,6 +41,36 @@ def test_a_death_after_a_cores_removal_is_a_known_defect_where_there_is_one(
     version: tuple[int, int, int], words: str, defect: str | None
 ) -> None:
     found = crash_defect(dead(version, words))
+    assert (found and found.id) == defect
+
+
+_PLUG = {"execute": "device_add", "arguments": {"driver": "power8_v2.0-spapr-cpu-core", "id": "core1", "core-id": 1}}
+_CARD = {"execute": "device_add", "arguments": {"driver": "virtio-rng-pci", "id": "pci1"}}
+
+
+@pytest.mark.parametrize(
+    ("version", "status", "said", "defect"),
+    [
+        ((5, 2, 0), -11, [_PLUG], "tcg-core-add"),
+        ((5, 2, 0), -11, [_PLUG, {"event": "RESUME"}], "tcg-core-add"),
+        ((5, 2, 0), -11, [_PLUG, {"return": {}}], None),
+        ((5, 2, 0), -11, [_PLUG, {"return": {}}, _CARD], None),
+        ((5, 2, 0), -11, [], None),
+        ((5, 2, 0), -6, [_PLUG], None),
+        ((7, 2, 0), -11, [_PLUG], None),
+    ],
+)
+def test_a_death_during_a_cores_plug(
+    version: tuple[int, int, int], status: int, said: list[dict[str, Any]], defect: str | None
+) -> None:
+    timeline = Timeline()
+    for message in said:
+        timeline.record(Lane.EVENT if "event" in message else Lane.QMP, "", message)
+    timeline.end(MachineDied("QEMU died", status, ()))
+    machine: Any = SimpleNamespace(
+        timeline=timeline, attempts=[], build=SimpleNamespace(version=version), spec=SimpleNamespace(accelerator="tcg")
+    )
+    found = crash_defect(machine)
     assert (found and found.id) == defect
 
 
