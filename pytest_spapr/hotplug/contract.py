@@ -84,7 +84,7 @@ class Contract:
         return self.expect(device.kind, "before the first boot")
 
     def after(self, device: HasKind, *, what: str) -> Expectation:
-        """Return what is promised to become of a pending attempt after something that is not its cause's end: ``reset``, ``resume``."""
+        """Return what is promised to become of a pending attempt after ``reset``, ``resume`` or ``CAS``, the guest's boot."""
         return self.expect(device.kind, f"after: {what}")
 
     def retry(self, device: HasKind, *, cause: str) -> Expectation:

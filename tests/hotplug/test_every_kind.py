@@ -47,6 +47,18 @@ def test_a_silent_device_vanishes_at_reset(machine: PseriesMachine, contract: Co
     assert len(events_since(machine, since, "RESET")) == 1
 
 
+def test_a_request_before_the_guest_boots_is_granted_by_its_boot(machine: PseriesMachine, contract: Contract, kind: Kind) -> None:
+    """C33, M40, P30: after the reset and before CAS the firmware has the machine, which knows nothing of hot-unplug."""
+    device = plug(machine, kind)
+    with machine.paused():
+        since = machine.timeline.mark()
+        machine.reset(wait=False)
+        attempt = device.unplug()
+        assert attempt == contract.silence(device, cause="machine paused")
+    machine.await_ready(since)
+    assert device.follow(attempt) == contract.after(device, what="CAS")
+
+
 def test_a_device_that_stays_survives_a_reset(machine: PseriesMachine, contract: Contract, kind: Kind) -> None:
     """C04, M04, P01: a reset removes only what is pending. Afterwards a DIMM is memory of the boot, which Linux does not give up."""
     device = plug(machine, kind)
