@@ -96,6 +96,20 @@ def _reset(kind: Kind) -> Callable[[Stage], None]:
     return play
 
 
+def _firmware(kind: Kind) -> Callable[[Stage], None]:
+    def play(stage: Stage) -> None:
+        machine = stage.machine
+        device = plug(machine, kind)
+        with machine.paused():
+            since = machine.timeline.mark()
+            machine.reset(wait=False)
+            attempt = stage.unplug(device, "silence: machine paused")
+        machine.await_ready(since)
+        stage.follow(device, attempt, "after: CAS", step="boot of the guest")
+
+    return play
+
+
 def _boot_core(stage: Stage) -> None:
     stage.unplug(stage.machine.cores.boot_core(), "rejection: boot core")
 
@@ -191,6 +205,7 @@ def _of_each_kind() -> Iterator[Scenario]:
         yield Scenario(name=f"{kind}-unconfigured", title="the guest never had it", kind=kind, play=_unconfigured(kind))
         yield Scenario(name=f"{kind}-paused", title="the machine is paused", kind=kind, play=_paused(kind))
         yield Scenario(name=f"{kind}-reset", title=f"a reset while it is pending ({SILENCE[kind]})", kind=kind, play=_reset(kind))
+        yield Scenario(name=f"{kind}-firmware", title="the firmware has the machine", kind=kind, play=_firmware(kind))
 
     for kind in KINDS:
         title = "no guest has ever run"
