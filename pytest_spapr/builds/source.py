@@ -195,7 +195,7 @@ def _publish(
             target = root / (store.BINARY if library == binary else library.relative_to(tools.prefix))
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(library, target)
-        _run([tools.tool("patchelf"), "--remove-rpath", str(root / store.BINARY)], tools)
+        _run([*tools.patchelf, "--remove-rpath", str(root / store.BINARY)], tools)
         shutil.copytree(debian.firmware, root / store.FIRMWARE, symlinks=True)
         facts = {**manifest, "binary": file_sha256(root / store.BINARY)}
         (scratch / store.MANIFEST).write_text(json.dumps(facts, indent=1))

@@ -19,18 +19,22 @@ from typing import Final
 
 from pytest_spapr.builds import store
 from pytest_spapr.cache import Cache, cache_errors
-from pytest_spapr.debian.apt import AptState
+from pytest_spapr.debian.apt import AptState, Package
 from pytest_spapr.debian.unpack import unpack
 from pytest_spapr.errors import BuildError
 from pytest_spapr.progress import Progress
 
 KIND: Final = "toolchain"
 _MANIFEST: Final = "toolchain.json"
-_FORMAT: Final = 3
+_FORMAT: Final = 5
 _PACKAGES: Final = (
-    *("gcc", "libc6-dev", "make", "ninja-build", "meson", "pkgconf", "python3", "python3-venv", "patch", "patchelf"),
+    *("gcc", "libc6-dev", "make", "ninja-build", "meson", "pkgconf", "python3", "patch"),
+    # Since 8.1 configure makes a venv; with pip at hand it does so without Debian's wheels, whose place below / is fixed.
+    *("python3-venv", "python3-pip", "python3-setuptools"),
     *("libglib2.0-dev", "libpixman-1-dev", "zlib1g-dev", "libfdt-dev", "libslirp-dev"),
 )
+# Trixie's patchelf 0.18 makes cc1 and Python crash: it breaks programs with fixed addresses whose dynamic strings must grow.
+_PATCHELF_SUITE: Final = "bookworm"
 _EXCLUDED: Final = (
     "usr/share/doc/*",
     "usr/share/man/*",
@@ -62,6 +66,11 @@ class Toolchain:
         return str(self.prefix / "usr/bin" / name)
 
     @property
+    def patchelf(self) -> list[str]:
+        """The command that changes how a program starts."""
+        return _patchelf(self.prefix.parent, self.architecture)
+
+    @property
     def compiler(self) -> str:
         """The C compiler for programs that run here, wherever the host's libraries are."""
         return str(self.prefix.parent / "cc")
@@ -78,30 +87,38 @@ def obtain(suites: Sequence[str], architecture: str, cache: Cache, mirror: Calla
         found = _open(cache.entry(KIND, key))
         if found is not None:
             return found
-        apt = AptState(cache, mirror(), suites, architecture, progress)
-        with cache.lock(apt.name, progress):
-            debs = apt.fetch(_PACKAGES)
-            cache.require_space(700_000_000, "unpacking the toolchain")
-            progress.phase(f"unpacking the toolchain of {', '.join(suites)}")
-            with cache.publish(KIND, key) as scratch, cache_errors(scratch):
-                final = cache.entry(KIND, key)
-                unpack(list(debs.values()), scratch / "root", _EXCLUDED, progress)
-                _settle(scratch / "root", final / "root", architecture)
-                _write_compiler(scratch / "cc", final / "root", architecture)
-                versions = {package.name: package.version for package in debs}
-                facts = {
-                    "format": _FORMAT,
-                    "place": str(final),
-                    "architecture": architecture,
-                    "packages": dict(sorted(versions.items())),
-                }
-                (scratch / _MANIFEST).write_text(json.dumps(facts, indent=1))
+        debs = _fetch(suites, _PACKAGES, architecture, cache, mirror(), progress)
+        patchelf = _fetch((_PATCHELF_SUITE,), ("patchelf",), architecture, cache, mirror(), progress)
+        cache.require_space(500_000_000, "unpacking the toolchain")
+        progress.phase(f"unpacking the toolchain of {', '.join(suites)}")
+        with cache.publish(KIND, key) as scratch, cache_errors(scratch):
+            final = cache.entry(KIND, key)
+            unpack(list(debs.values()), scratch / "root", _EXCLUDED, progress)
+            unpack(list(patchelf.values()), scratch / "patchelf", _EXCLUDED, progress)
+            _settle(scratch, final / "root", architecture)
+            _write_compiler(scratch / "cc", final / "root", architecture)
+            versions = {package.name: package.version for package in debs}
+            facts = {
+                "format": _FORMAT,
+                "place": str(final),
+                "architecture": architecture,
+                "packages": dict(sorted(versions.items())),
+            }
+            (scratch / _MANIFEST).write_text(json.dumps(facts, indent=1))
         made = _open(cache.entry(KIND, key))
         if made is None:
             raise BuildError(
                 f"the toolchain in {cache.entry(KIND, key)} is damaged right after it was made: remove the directory."
             )
         return made
+
+
+def _fetch(
+    suites: Sequence[str], names: Sequence[str], architecture: str, cache: Cache, mirror: str, progress: Progress
+) -> dict[Package, Path]:
+    apt = AptState(cache, mirror, suites, architecture, progress)
+    with cache.lock(apt.name, progress):
+        return apt.fetch(names)
 
 
 def _open(entry: Path) -> Toolchain | None:
@@ -125,8 +142,9 @@ def _open(entry: Path) -> Toolchain | None:
     return Toolchain(prefix, architecture, environment, packages)
 
 
-def _settle(root: Path, final: Path, architecture: str) -> None:
-    """Make programs and links good for ``final``, where ``root`` will be."""
+def _settle(scratch: Path, final: Path, architecture: str) -> None:
+    """Make programs and links in ``scratch/root`` good for ``final``, where that will be."""
+    root = scratch / "root"
     for name in ("lib", "lib64"):
         # Since trixie packages have all in /usr; these two links are base-files'.
         if not (root / name).exists() and (root / "usr" / name).exists():
@@ -145,12 +163,22 @@ def _settle(root: Path, final: Path, architecture: str) -> None:
             "the toolchain's packages have no dynamic loader: its suite is not what this version of the package knows."
         )
     interpreter = final / loader.relative_to(root)
-    run = [str(loader), "--library-path", store.library_path(root, architecture), str(root / "usr/bin/patchelf")]
     change = ["--set-interpreter", str(interpreter), "--force-rpath", "--set-rpath", store.library_path(final, architecture)]
     programs = [str(path) for path in _programs(root)]
-    result = subprocess.run([*run, *change, *programs], capture_output=True, text=True, check=False)
+    result = subprocess.run([*_patchelf(scratch, architecture), *change, *programs], capture_output=True, text=True, check=False)
     if result.returncode != 0:
         raise BuildError(f"patchelf cannot change the toolchain's programs: {result.stderr.strip()}")
+
+
+def _patchelf(entry: Path, architecture: str) -> list[str]:
+    """Return the command that runs patchelf through its own loader."""
+    prefix = entry / "patchelf"
+    return [
+        str(store.loader_below(prefix, architecture)),
+        "--library-path",
+        store.library_path(prefix, architecture),
+        str(prefix / "usr/bin/patchelf"),
+    ]
 
 
 def _links(root: Path) -> Iterator[Path]:
@@ -159,12 +187,12 @@ def _links(root: Path) -> Iterator[Path]:
 
 
 def _programs(root: Path) -> Iterator[Path]:
-    """Yield the ELF files that are started by the kernel, other than patchelf, which is running."""
+    """Yield the ELF files that the kernel starts."""
     for base in _PROGRAMS:
         if (root / base).is_symlink():
             continue
         for path in sorted((root / base).rglob("*")):
-            if path.is_file() and not path.is_symlink() and path.name != "patchelf" and _has_interpreter(path):
+            if path.is_file() and not path.is_symlink() and _has_interpreter(path):
                 yield path
 
 
