@@ -182,7 +182,8 @@ def _drmgr_locked(kind: Kind) -> Callable[[Stage], None]:
             attempt = stage.unplug(device, "silence: drmgr locked")
             stage.unplug(device, "repeat while pending", step="repeat")
         stage.unplug(device, "retry: drmgr locked", step="retry when the guest can")
-        stage.guest.drmgr.remove(device.drcs[0])
+        remove = stage.guest.drmgr.remove_phb if kind is Kind.PHB else stage.guest.drmgr.remove
+        remove(device.drcs[0])
         stage.follow(device, attempt, "removal", step="drmgr by hand")
 
     return play
@@ -199,6 +200,28 @@ def _bridge(stage: Stage) -> None:
     stage.unplug(stage.machine.pci.plug("pci-bridge", chassis_nr=1), "rejection: bridge")
 
 
+def _function_0(stage: Stage) -> None:
+    stage.unplug(stage.machine.pci.plug_functions("virtio-rng-pci")[0], "removal")
+
+
+def _function_1(stage: Stage) -> None:
+    zero, one = stage.machine.pci.plug_functions("virtio-rng-pci")
+    attempt = stage.unplug(one, "silence: function 0 stays")
+    stage.unplug(one, "repeat while pending", step="repeat")
+    stage.unplug(zero, "removal", step="function 0 too")
+    stage.follow(one, attempt, "removal", step="and so function 1")
+
+
+def _phb_with_card(stage: Stage) -> None:
+    phb = stage.machine.phbs.plug()
+    phb.pci.plug("virtio-rng-pci")
+    stage.unplug(phb, "removal")
+
+
+def _nvdimm(stage: Stage) -> None:
+    stage.unplug(plug(stage.machine, Kind.NVDIMM), "rejection: not supported")
+
+
 def _of_each_kind() -> Iterator[Scenario]:
     for kind in KINDS:
         yield Scenario(name=f"{kind}-removal", title="the guest gives it up", kind=kind, play=_removal(kind))
@@ -207,7 +230,7 @@ def _of_each_kind() -> Iterator[Scenario]:
         yield Scenario(name=f"{kind}-reset", title=f"a reset while it is pending ({SILENCE[kind]})", kind=kind, play=_reset(kind))
         yield Scenario(name=f"{kind}-firmware", title="the firmware has the machine", kind=kind, play=_firmware(kind))
 
-    for kind in KINDS:
+    for kind in Kind:
         title = "no guest has ever run"
         yield Scenario(name=f"{kind}-before-boot", title=title, kind=kind, play=_before_boot(kind), boots=False)
 
@@ -221,11 +244,15 @@ def _others() -> Iterator[Scenario]:
     yield Scenario(name="dimm-later-lmb", title="the second of two LMBs is refused", kind=Kind.DIMM, play=_later_lmb)
     yield Scenario(name="dimm-boot-memory", title="memory that the kernel found at boot", kind=Kind.DIMM, play=_boot_memory)
     yield Scenario(name="dimm-outlasted", title="time passes over a silence", kind=Kind.DIMM, play=_dimm_outlasted)
-    for kind in (Kind.PCI,):
+    for kind in (Kind.PCI, Kind.PHB):
         yield Scenario(name=f"{kind}-errd-absent", title="rtas_errd is gone for a while", kind=kind, play=_errd_absent(kind))
         yield Scenario(name=f"{kind}-drmgr-locked", title="drmgr does not get its lock", kind=kind, play=_drmgr_locked(kind))
     yield Scenario(name="pci-outlasted", title="time passes over a silence", kind=Kind.PCI, play=_pci_outlasted)
     yield Scenario(name="pci-bridge", title="a PCI bridge", kind=Kind.PCI, play=_bridge)
+    yield Scenario(name="pci-function-0", title="function 0 of two", kind=Kind.PCI, play=_function_0)
+    yield Scenario(name="pci-function-1", title="function 1 of two, then function 0", kind=Kind.PCI, play=_function_1)
+    yield Scenario(name="phb-with-card", title="with a card behind it", kind=Kind.PHB, play=_phb_with_card)
+    yield Scenario(name="nvdimm-running", title="the guest runs", kind=Kind.NVDIMM, play=_nvdimm)
 
 
 #: All scenarios, by kind.
