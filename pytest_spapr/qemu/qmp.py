@@ -17,13 +17,15 @@ from qemu.qmp.message import Message
 
 from pytest_spapr.deadline import Deadline
 from pytest_spapr.errors import DeadlineExpired, MachineDied, MachineError, QmpRefused
-from pytest_spapr.qemu.vmstate import SAVE_DEVICES
 from pytest_spapr.timeline import Lane, Timeline
 
 T = TypeVar("T")
 
 # How long a monitor that broke off waits for the news that QEMU is gone: the process's watcher has it milliseconds later.
 _DEATH_NOTICE: Final = 5.0
+
+#: The command that saves the state of all devices (``qemu.vmstate``). A build that lacks it cannot be asked.
+SAVE_DEVICES: Final = "xen-save-devices-state"
 _SHORT: Final = 300
 
 

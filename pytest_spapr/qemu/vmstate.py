@@ -9,13 +9,9 @@ from __future__ import annotations
 
 import os
 import re
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-if TYPE_CHECKING:
-    from pytest_spapr.qemu.qmp import Qmp
-
-#: The QMP command. A build that lacks it cannot be asked.
-SAVE_DEVICES: Final = "xen-save-devices-state"
+from pytest_spapr.qemu.qmp import SAVE_DEVICES, Qmp
 
 # Run states and migration states in which the devices are on their way from one QEMU to another.
 _MIGRATING: Final = frozenset({"inmigrate", "finish-migrate", "postmigrate"})
