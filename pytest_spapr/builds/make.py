@@ -41,7 +41,7 @@ class Maker:
         self._objects = root / "obj"
         self._log = root / "build.log"
         kvm = ["--enable-kvm"] if tools.architecture == "ppc64el" else ["--disable-kvm"]
-        self.configure_line = [*recipe.options, *kvm, f"--with-pkgversion=Debian source {version}"]
+        self.configure_line = [*recipe.options, *kvm, f"--with-pkgversion=built from {version}"]
         self._meson = recipe.meson
         # All that a configured tree depends on and ninja does not watch.
         self._state: dict[str, Any] = {
