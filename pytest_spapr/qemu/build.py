@@ -7,6 +7,8 @@ import json
 import os
 import signal
 import subprocess
+import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -133,9 +135,8 @@ def _ask(command: Sequence[str], env: Mapping[str, str], binary: Path, questions
     arguments += ["-accel", "kvm", "-accel", "tcg"]
     commands: list[dict[str, Any]] = [{"execute": "qmp_capabilities"}]
     commands += [{"execute": name.partition(":")[0], "arguments": asked, "id": name} for name, asked in questions.items()]
-    commands.append({"execute": "quit"})
     lines = "".join(json.dumps(line) + "\n" for line in commands)
-    status, stdout, stderr = _run([*command, *arguments], env, binary, lines)
+    status, stdout, stderr = _run([*command, *arguments], env, binary, lines, commands[-1]["id"])
     answers: dict[str, Any] = {}
     for line in stdout.splitlines():
         with suppress(ValueError):
@@ -149,31 +150,63 @@ def _ask(command: Sequence[str], env: Mapping[str, str], binary: Path, questions
     return answers
 
 
-def _run(command: Sequence[str], env: Mapping[str, str], binary: Path, lines: str) -> tuple[int, str, str]:
+def _run(command: Sequence[str], env: Mapping[str, str], binary: Path, lines: str, last: str) -> tuple[int, str, str]:
     """Run a command, with all that it starts, for a limited time, and return its exit status and what it wrote."""
-    try:
-        popen = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-            env={**os.environ, **env},
-            start_new_session=True,
-        )
-    except OSError as error:
-        raise BuildError(f"{binary} cannot be executed: {error.strerror}. {_EXPECTED}") from error
-    with popen:
+    with tempfile.TemporaryFile("w+", errors="replace") as stderr:
         try:
-            stdout, stderr = popen.communicate(lines, timeout=_SECONDS)
-        except subprocess.TimeoutExpired as error:
-            raise BuildError(f"{binary} did not answer QMP within {_SECONDS:g} s and was killed. {_EXPECTED}") from error
-        finally:
-            # Also at Ctrl-C, and also what a shell script around QEMU started: that would hold the pipes open.
-            if popen.returncode is None:
-                os.killpg(popen.pid, signal.SIGKILL)
-    return popen.returncode, stdout, stderr
+            popen = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+                errors="replace",
+                env={**os.environ, **env},
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise BuildError(f"{binary} cannot be executed: {error.strerror}. {_EXPECTED}") from error
+        overdue = threading.Event()
+
+        def give_up() -> None:
+            overdue.set()
+            os.killpg(popen.pid, signal.SIGKILL)
+
+        guard = threading.Timer(_SECONDS, give_up)
+        with popen:
+            try:
+                guard.start()
+                stdout = _converse(popen, lines, last)
+            finally:
+                guard.cancel()
+                # Also at Ctrl-C, and also what a shell script around QEMU started: that would hold the pipes open.
+                if popen.poll() is None:
+                    os.killpg(popen.pid, signal.SIGKILL)
+        if overdue.is_set():
+            raise BuildError(f"{binary} did not answer QMP within {_SECONDS:g} s and was killed. {_EXPECTED}")
+        stderr.seek(0)
+        return popen.returncode, stdout, stderr.read()
+
+
+def _converse(popen: subprocess.Popen[str], lines: str, last: str) -> str:
+    """Send the lines, and ``quit`` when the one with the id ``last`` was answered; return all that was said.
+
+    Not before: a QEMU that quits throws away what it has not written by then, and the schema alone has 200 KB.
+    """
+    assert popen.stdin is not None
+    assert popen.stdout is not None
+    said = []
+    # The pipe takes as much at once.
+    with suppress(BrokenPipeError):
+        os.write(popen.stdin.fileno(), lines.encode())
+    for line in popen.stdout:
+        said.append(line)
+        if f'"id": "{last}"' in line and not popen.stdin.closed:
+            with suppress(BrokenPipeError):
+                os.write(popen.stdin.fileno(), b'{"execute": "quit"}\n')
+            popen.stdin.close()
+    popen.wait()
+    return "".join(said)
 
 
 def _default_machine(answers: Mapping[str, Any], binary: Path) -> str:

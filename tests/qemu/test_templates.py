@@ -37,7 +37,9 @@ class Run:
 
     @contextmanager
     def started(self) -> Iterator[subprocess.Popen[str]]:
-        environment = {**os.environ, "SPAPR_CACHE_DIR": str(self.cache), "PYTHONUNBUFFERED": "1"}
+        # Slots of its own: a run that waits for others' machines does not wait for a template meanwhile.
+        apart = {"SPAPR_CACHE_DIR": str(self.cache), "TMPDIR": str(self.directory)}
+        environment = {**os.environ, **apart, "PYTHONUNBUFFERED": "1"}
         with subprocess.Popen(
             self.command(), cwd=self.directory, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         ) as process:
