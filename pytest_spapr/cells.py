@@ -77,6 +77,13 @@ class Cell:
         """Return the guest image. :raises SpaprError: see ``supply_image``."""
         return self._image.get(lambda: supply_image(self.settings, self.cache(), progress or _silent()))
 
+    def kernel_release(self) -> str | None:
+        """Return the kernel release of the guest image, None where it cannot be had: that is told by who needs it."""
+        try:
+            return self.image().kernel_release
+        except SpaprError:
+            return None
+
     def obtain(self, progress: Progress, *, image: bool) -> None:
         """Get the QEMU build, the accelerator and, if any part was named, the guest image.
 

@@ -146,13 +146,13 @@ def defects(item: pytest.Item) -> list[KnownDefect]:
     return found
 
 
-def expect_defects(item: pytest.Item, build: QemuBuild, accelerator: str) -> None:
-    """Make a test a strict xfail for each of its known defects that this build has.
+def expect_defects(item: pytest.Item, build: QemuBuild, accelerator: str, kernel: str | None) -> None:
+    """Make a test a strict xfail for each of its known defects that this build has, with this kernel release.
 
     Only a failed assertion is the defect's symptom, or QEMU's death where the defect is fatal: a lost connection stays a failure.
     """
     for defect in defects(item):
-        if defect.applies(build, accelerator):
+        if defect.applies(build, accelerator, kernel):
             symptoms = (AssertionError, MachineDied) if defect.fatal else AssertionError
             item.add_marker(pytest.mark.xfail(reason=defect_reason(defect), raises=symptoms, strict=True))
 

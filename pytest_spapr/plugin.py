@@ -136,7 +136,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if any(item.iter_markers(markers.DEFECT)):
         cell = item.config.stash[RIG].cell(item)
         if cell is not None and cell.has_build:
-            markers.expect_defects(item, cell.build(), cell.accelerator())
+            markers.expect_defects(item, cell.build(), cell.accelerator(), cell.kernel_release())
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -62,6 +62,7 @@ class KnownDefect:
     :ivar id: its name in ``@pytest.mark.spapr_defect(id)``. :ivar summary: what goes wrong, in one line.
     :ivar reference: where it is described or mended.
     :ivar versions: ranges of QEMU versions that have it, first one in and first one out; None where it is not QEMU's.
+    :ivar kernels: the same of the guest's kernel releases; None for any.
     :ivar accelerators: those under which it shows. :ivar fatal: whether it kills QEMU.
     :ivar certain: whether it shows every time. One that does not needs no mark: its signature is looked for when QEMU dies.
     :ivar seen: what it was seen with. :ivar since: the first release that has it, in words. :ivar fixed: the same of the first without.
@@ -75,16 +76,28 @@ class KnownDefect:
     since: str
     fixed: str
     versions: tuple[tuple[Version, Version], ...] | None = None
+    kernels: tuple[tuple[Version, Version], ...] | None = None
     accelerators: frozenset[str] = frozenset({"tcg", "kvm"})
     fatal: bool = False
     certain: bool = True
     reproducer: Reproducer | None = None
 
-    def applies(self, build: QemuBuild, accelerator: str) -> bool:
-        """Return whether a machine of this build and accelerator has the defect."""
-        if accelerator not in self.accelerators:
+    def applies(self, build: QemuBuild, accelerator: str, kernel: str | None) -> bool:
+        """Return whether a machine of this build and accelerator has the defect with a guest of this kernel release, or without one."""
+        if accelerator not in self.accelerators or not _in(self.versions, build.version):
             return False
-        return self.versions is None or any(first <= build.version < last for first, last in self.versions)
+        return self.kernels is None or (kernel is not None and _in(self.kernels, _numbers(kernel)))
+
+
+def _in(ranges: tuple[tuple[Version, Version], ...] | None, found: tuple[int, ...]) -> bool:
+    return ranges is None or any(first <= found < last for first, last in ranges)
+
+
+def _numbers(kernel: str) -> tuple[int, ...]:
+    # The rows of the contracts, which know it too, are not to be imported for the collection of tests.
+    from pytest_spapr.hotplug.rows import version
+
+    return version(kernel)
 
 
 _NEVER: Final[Version] = (99, 0, 0)
@@ -195,6 +208,15 @@ _ROWS: Final = (
         fixed="not by Linux 7.2",
     ),
     KnownDefect(
+        id="phb-again-oops",
+        summary="the removal of a PHB that came, went and came again kills drmgr: the kernel's rpaphp dereferences NULL",
+        reference="an oops in __rpaphp_get_sensor_state, from get_adapter_status, when drmgr reads the slot's `presence`; no report found",
+        seen="Linux 6.12.107 and 7.2.13, with 4 and 64 KiB pages, powerpc-utils 1.3.10, QEMU 11.1.3; not Linux 6.1.176",
+        since="Linux 6.2 to 6.12",
+        fixed="not by Linux 7.2",
+        kernels=(((6, 2, 0), _NEVER),),
+    ),
+    KnownDefect(
         id="dimm-doubled-guest-error",
         summary="one refusal of a DIMM gives two DEVICE_UNPLUG_GUEST_ERROR events",
         reference="spapr_memory_unplug_rollback and drc_unisolate_logical both send it; with Linux 5.14 and later",
@@ -242,7 +264,7 @@ def crash_defect(machine: PseriesMachine) -> KnownDefect | None:
             rows = rows[1:]
     elif end.exit_status == -signal.SIGSEGV and _a_core_was_being_plugged(machine):
         rows = [KNOWN_DEFECTS["tcg-core-add"]]
-    return next((row for row in rows if row.applies(machine.build, machine.spec.accelerator)), None)
+    return next((row for row in rows if row.applies(machine.build, machine.spec.accelerator, kernel=None)), None)
 
 
 def _a_core_was_freed(machine: PseriesMachine) -> bool:

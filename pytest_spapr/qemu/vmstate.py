@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from pytest_spapr.qemu.qmp import SAVE_DEVICES, Qmp
+if TYPE_CHECKING:
+    from pytest_spapr.qemu.qmp import Qmp
 
 # Run states and migration states in which the devices are on their way from one QEMU to another.
 _MIGRATING: Final = frozenset({"inmigrate", "finish-migrate", "postmigrate"})
@@ -30,6 +31,9 @@ def device_state(qmp: Qmp) -> bytes | None:
 
     :raises QmpRefused: QEMU lacks the command, or gives a reason. :raises MachineDied: QEMU ended.
     """
+    # Not above: the collection of tests imports this module, and is to be quick.
+    from pytest_spapr.qemu.qmp import SAVE_DEVICES
+
     if qmp.execute("query-status")["status"] in _MIGRATING or qmp.execute("query-migrate").get("status") in _MOVING:
         return None
     memory = os.memfd_create("spapr-device-state")

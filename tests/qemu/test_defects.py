@@ -39,4 +39,4 @@ def ends(build: QemuBuild, defect: KnownDefect) -> str:
 def test_a_reproducer_shows_what_it_says(defect: KnownDefect, qemu_build: QemuBuild) -> None:
     assert defect.reproducer is not None
     symptoms = {"dies": ("dies",), "hangs": ("hangs", "dies")}[defect.reproducer.symptom]
-    assert ends(qemu_build, defect).startswith(symptoms if defect.applies(qemu_build, "tcg") else "ends 0")
+    assert ends(qemu_build, defect).startswith(symptoms if defect.applies(qemu_build, "tcg", None) else "ends 0")

@@ -86,7 +86,7 @@ def test_a_machine_that_was_migrated_away_cannot_say(machine: PseriesMachine) ->
 
 
 def test_a_qemu_that_refuses_cannot_say(machine: PseriesMachine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pytest_spapr.qemu.vmstate.SAVE_DEVICES", "no-such-command")
+    monkeypatch.setattr("pytest_spapr.qemu.qmp.SAVE_DEVICES", "no-such-command")
     with pytest.raises(QmpRefused):
         device_state(machine.qmp)
     assert machine.cores.boot_core(1).waiting is None
