@@ -24,6 +24,7 @@ from ci.benchmark.run import Plan, Run
 from ci.benchmark.runs import ROOT
 from ci.benchmark.subject import Subject
 from pytest_spapr import config
+from pytest_spapr.cli.run import number_of
 from pytest_spapr.errors import ConfigError, SpaprError
 from pytest_spapr.images.recipe import DEFAULT_IMAGE
 from pytest_spapr.progress import Progress, finished, progress_for
@@ -165,7 +166,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--image", metavar="NAME|DIRECTORY", help=f"guest image, as --spapr-image (default: {DEFAULT_IMAGE})")
     parser.add_argument(
         "--rounds",
-        type=_positive,
+        type=number_of("rounds"),
         default=_ROUNDS,
         metavar="N",
         help=f"rounds of all measurements but the suite (default: {_ROUNDS})",
@@ -173,7 +174,7 @@ def _parser() -> argparse.ArgumentParser:
     suite = parser.add_mutually_exclusive_group()
     suite.add_argument(
         "--suite",
-        type=_positive,
+        type=number_of("rounds"),
         nargs="?",
         const=1,
         default=0,
@@ -187,12 +188,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--cache-dir", metavar="DIR", help="as --spapr-cache-dir")
     parser.add_argument("--offline", action="store_true", default=None, help="as --spapr-offline")
     return parser
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of rounds: expected 1 or more")
-    return int(text)
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> None:

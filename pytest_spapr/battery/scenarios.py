@@ -49,65 +49,52 @@ def chosen(names: Iterable[str]) -> tuple[Scenario, ...]:
     return tuple(one for one in SCENARIOS if not wanted or one.name in wanted or str(one.kind) in wanted)
 
 
-def _removal(kind: Kind) -> Callable[[Stage], None]:
-    def play(stage: Stage) -> None:
-        stage.unplug(plug(stage.machine, kind), "removal")
-
-    return play
+def named(name: str) -> Scenario:
+    """Return the scenario of this name, which is one of the battery's."""
+    return next(one for one in SCENARIOS if one.name == name)
 
 
-def _before_boot(kind: Kind) -> Callable[[Stage], None]:
-    def play(stage: Stage) -> None:
-        stage.unplug(plug(stage.machine, kind), "before the first boot")
-
-    return play
+def _removal(stage: Stage, kind: Kind) -> None:
+    stage.unplug(plug(stage.machine, kind), "removal")
 
 
-def _unconfigured(kind: Kind) -> Callable[[Stage], None]:
-    def play(stage: Stage) -> None:
-        with stage.machine.paused():
-            stage.unplug(plug(stage.machine, kind, wait=False), "removal: never configured")
-
-    return play
+def _before_boot(stage: Stage, kind: Kind) -> None:
+    stage.unplug(plug(stage.machine, kind), "before the first boot")
 
 
-def _paused(kind: Kind) -> Callable[[Stage], None]:
-    def play(stage: Stage) -> None:
-        device = plug(stage.machine, kind)
-        with stage.machine.paused():
-            attempt = stage.unplug(device, "silence: machine paused")
-            stage.unplug(device, "repeat while pending", step="repeat")
-        stage.follow(device, attempt, "after: resume", step="machine runs on")
-
-    return play
+def _unconfigured(stage: Stage, kind: Kind) -> None:
+    with stage.machine.paused():
+        stage.unplug(plug(stage.machine, kind, wait=False), "removal: never configured")
 
 
-def _reset(kind: Kind) -> Callable[[Stage], None]:
-    def play(stage: Stage) -> None:
-        machine = stage.machine
-        device = plug(machine, kind)
-        with silenced(machine, kind):
-            attempt = stage.unplug(device, f"silence: {SILENCE[kind]}")
-            since = machine.timeline.mark()
-            machine.reset(wait=False)
-        machine.await_ready(since)
-        stage.follow(device, attempt, "after: reset", step="machine reset")
-
-    return play
+def _paused(stage: Stage, kind: Kind) -> None:
+    device = plug(stage.machine, kind)
+    with stage.machine.paused():
+        attempt = stage.unplug(device, "silence: machine paused")
+        stage.unplug(device, "repeat while pending", step="repeat")
+    stage.follow(device, attempt, "after: resume", step="machine runs on")
 
 
-def _firmware(kind: Kind) -> Callable[[Stage], None]:
-    def play(stage: Stage) -> None:
-        machine = stage.machine
-        device = plug(machine, kind)
-        with machine.paused():
-            since = machine.timeline.mark()
-            machine.reset(wait=False)
-            attempt = stage.unplug(device, "silence: machine paused")
-        machine.await_ready(since)
-        stage.follow(device, attempt, "after: CAS", step="boot of the guest")
+def _reset(stage: Stage, kind: Kind) -> None:
+    machine = stage.machine
+    device = plug(machine, kind)
+    with silenced(machine, kind):
+        attempt = stage.unplug(device, f"silence: {SILENCE[kind]}")
+        since = machine.timeline.mark()
+        machine.reset(wait=False)
+    machine.await_ready(since)
+    stage.follow(device, attempt, "after: reset", step="machine reset")
 
-    return play
+
+def _firmware(stage: Stage, kind: Kind) -> None:
+    machine = stage.machine
+    device = plug(machine, kind)
+    with machine.paused():
+        since = machine.timeline.mark()
+        machine.reset(wait=False)
+        attempt = stage.unplug(device, "silence: machine paused")
+    machine.await_ready(since)
+    stage.follow(device, attempt, "after: CAS", step="boot of the guest")
 
 
 def _boot_core(stage: Stage) -> None:
@@ -153,47 +140,34 @@ def _boot_memory(stage: Stage) -> None:
     stage.unplug(dimm, "silence: memory of the boot")
 
 
-def _dimm_outlasted(stage: Stage) -> None:
-    dimm = stage.machine.dimms.plug()
-    with stage.guest.memory.offline_refused():
-        attempt = stage.unplug(dimm, "silence: first LMB refused")
-        stage.outlast(dimm, attempt, _OUTLASTS, "outlasted: first LMB refused", step="17 s later")
+def _outlasted(stage: Stage, kind: Kind) -> None:
+    device = plug(stage.machine, kind)
+    with silenced(stage.machine, kind):
+        attempt = stage.unplug(device, f"silence: {SILENCE[kind]}")
+        stage.outlast(device, attempt, _OUTLASTS, f"outlasted: {SILENCE[kind]}", step="17 s later")
 
 
 def _several_lmbs(stage: Stage) -> None:
     stage.unplug(stage.machine.dimms.plug(768), "removal")
 
 
-def _errd_absent(kind: Kind) -> Callable[[Stage], None]:
-    def play(stage: Stage) -> None:
-        device = plug(stage.machine, kind)
-        with stage.guest.rtas_errd.killed():
-            attempt = stage.unplug(device, "silence: rtas_errd absent")
-            stage.unplug(device, "repeat while pending", step="repeat")
-        stage.follow(device, attempt, "removal", step="rtas_errd is back")
-
-    return play
-
-
-def _drmgr_locked(kind: Kind) -> Callable[[Stage], None]:
-    def play(stage: Stage) -> None:
-        device = plug(stage.machine, kind)
-        with stage.guest.drmgr.lock_held():
-            attempt = stage.unplug(device, "silence: drmgr locked")
-            stage.unplug(device, "repeat while pending", step="repeat")
-        stage.unplug(device, "retry: drmgr locked", step="retry when the guest can")
-        remove = stage.guest.drmgr.remove_phb if kind is Kind.PHB else stage.guest.drmgr.remove
-        remove(device.drcs[0])
-        stage.follow(device, attempt, "removal", step="drmgr by hand")
-
-    return play
-
-
-def _pci_outlasted(stage: Stage) -> None:
-    card = plug(stage.machine, Kind.PCI)
+def _errd_absent(stage: Stage, kind: Kind) -> None:
+    device = plug(stage.machine, kind)
     with stage.guest.rtas_errd.killed():
-        attempt = stage.unplug(card, "silence: rtas_errd absent")
-        stage.outlast(card, attempt, _OUTLASTS, "outlasted: rtas_errd absent", step="17 s later")
+        attempt = stage.unplug(device, "silence: rtas_errd absent")
+        stage.unplug(device, "repeat while pending", step="repeat")
+    stage.follow(device, attempt, "removal", step="rtas_errd is back")
+
+
+def _drmgr_locked(stage: Stage, kind: Kind) -> None:
+    device = plug(stage.machine, kind)
+    with stage.guest.drmgr.lock_held():
+        attempt = stage.unplug(device, "silence: drmgr locked")
+        stage.unplug(device, "repeat while pending", step="repeat")
+    stage.unplug(device, "retry: drmgr locked", step="retry when the guest can")
+    remove = stage.guest.drmgr.remove_phb if kind is Kind.PHB else stage.guest.drmgr.remove
+    remove(device.drcs[0])
+    stage.follow(device, attempt, "removal", step="drmgr by hand")
 
 
 def _bridge(stage: Stage) -> None:
@@ -222,17 +196,20 @@ def _nvdimm(stage: Stage) -> None:
     stage.unplug(plug(stage.machine, Kind.NVDIMM), "rejection: not supported")
 
 
+def _of(kind: Kind, name: str, title: str, play: Callable[[Stage, Kind], None], *, boots: bool = True) -> Scenario:
+    """Return the scenario of a play that several kinds have."""
+    return Scenario(name=f"{kind}-{name}", title=title, kind=kind, play=lambda stage: play(stage, kind), boots=boots)
+
+
 def _of_each_kind() -> Iterator[Scenario]:
     for kind in KINDS:
-        yield Scenario(name=f"{kind}-removal", title="the guest gives it up", kind=kind, play=_removal(kind))
-        yield Scenario(name=f"{kind}-unconfigured", title="the guest never had it", kind=kind, play=_unconfigured(kind))
-        yield Scenario(name=f"{kind}-paused", title="the machine is paused", kind=kind, play=_paused(kind))
-        yield Scenario(name=f"{kind}-reset", title=f"a reset while it is pending ({SILENCE[kind]})", kind=kind, play=_reset(kind))
-        yield Scenario(name=f"{kind}-firmware", title="the firmware has the machine", kind=kind, play=_firmware(kind))
-
+        yield _of(kind, "removal", "the guest gives it up", _removal)
+        yield _of(kind, "unconfigured", "the guest never had it", _unconfigured)
+        yield _of(kind, "paused", "the machine is paused", _paused)
+        yield _of(kind, "reset", f"a reset while it is pending ({SILENCE[kind]})", _reset)
+        yield _of(kind, "firmware", "the firmware has the machine", _firmware)
     for kind in Kind:
-        title = "no guest has ever run"
-        yield Scenario(name=f"{kind}-before-boot", title=title, kind=kind, play=_before_boot(kind), boots=False)
+        yield _of(kind, "before-boot", "no guest has ever run", _before_boot, boots=False)
 
 
 def _others() -> Iterator[Scenario]:
@@ -243,14 +220,14 @@ def _others() -> Iterator[Scenario]:
     yield Scenario(name="dimm-first-lmb", title="the first LMB is refused", kind=Kind.DIMM, play=_first_lmb)
     yield Scenario(name="dimm-later-lmb", title="the second of two LMBs is refused", kind=Kind.DIMM, play=_later_lmb)
     yield Scenario(name="dimm-boot-memory", title="memory that the kernel found at boot", kind=Kind.DIMM, play=_boot_memory)
-    yield Scenario(name="dimm-outlasted", title="time passes over a silence", kind=Kind.DIMM, play=_dimm_outlasted)
-    for kind in (Kind.PCI, Kind.PHB):
-        yield Scenario(name=f"{kind}-errd-absent", title="rtas_errd is gone for a while", kind=kind, play=_errd_absent(kind))
-        yield Scenario(name=f"{kind}-drmgr-locked", title="drmgr does not get its lock", kind=kind, play=_drmgr_locked(kind))
-    yield Scenario(name="pci-outlasted", title="time passes over a silence", kind=Kind.PCI, play=_pci_outlasted)
+    yield _of(Kind.DIMM, "outlasted", "time passes over a silence", _outlasted)
     yield Scenario(name="pci-bridge", title="a PCI bridge", kind=Kind.PCI, play=_bridge)
     yield Scenario(name="pci-function-0", title="function 0 of two", kind=Kind.PCI, play=_function_0)
     yield Scenario(name="pci-function-1", title="function 1 of two, then function 0", kind=Kind.PCI, play=_function_1)
+    yield _of(Kind.PCI, "outlasted", "time passes over a silence", _outlasted)
+    for kind in (Kind.PCI, Kind.PHB):
+        yield _of(kind, "errd-absent", "rtas_errd is gone for a while", _errd_absent)
+        yield _of(kind, "drmgr-locked", "drmgr does not get its lock", _drmgr_locked)
     yield Scenario(name="phb-with-card", title="with a card behind it", kind=Kind.PHB, play=_phb_with_card)
     yield Scenario(name="nvdimm-running", title="the guest runs", kind=Kind.NVDIMM, play=_nvdimm)
 

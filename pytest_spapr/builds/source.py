@@ -26,7 +26,7 @@ from pytest_spapr.builds import packages, store, toolchain
 from pytest_spapr.builds.make import Maker
 from pytest_spapr.builds.recipe import RECIPES
 from pytest_spapr.builds.toolchain import Toolchain
-from pytest_spapr.builds.tree import PatchedTree
+from pytest_spapr.builds.tree import PatchedTree, contents
 from pytest_spapr.cache import Cache, Entry, cache_errors
 from pytest_spapr.debian.apt import SOURCE, AptState, file_sha256
 from pytest_spapr.debian.source import unpack_source, version_of
@@ -75,7 +75,7 @@ def build(
     _check(source, name, cache)
     architecture = store.architecture()
     recipe = RECIPES[source]
-    digests = [{"name": patch.name, "sha256": _digest(patch)} for patch in patches]
+    digests = [{"name": patch.name, "sha256": hashlib.sha256(contents(patch)).hexdigest()} for patch in patches]
     tools = toolchain.obtain(recipe.toolchain, architecture, cache, mirror, progress)
     debian = _obtain(source, architecture, tools, cache, mirror, progress)
     place = f"{source}-{architecture}"
@@ -133,15 +133,6 @@ def _check(source: str, name: str, cache: Cache) -> None:
         )
     if name in packages.SOURCES:
         raise BuildError(f"{name} is the name of a packaged build: give the one that is built from source another --name.")
-
-
-def _digest(patch: Path) -> str:
-    try:
-        return hashlib.sha256(patch.read_bytes()).hexdigest()
-    except OSError as error:
-        raise BuildError(
-            f"{patch}: {error.strerror}. Give the file of a patch, as `git diff` or `git format-patch` makes it."
-        ) from error
 
 
 def _obtain(

@@ -89,14 +89,19 @@ class PatchedTree:
         part.replace(self._root / _TOUCHED)
 
 
-def _names(patch: Path) -> set[str]:
-    """Return the files that a patch may change; a few more do no harm."""
+def contents(patch: Path) -> bytes:
+    """Return what a patch consists of. :raises BuildError: it cannot be read."""
     try:
-        found = set(_split(patch.read_bytes()))
+        return patch.read_bytes()
     except OSError as error:
         raise BuildError(
             f"{patch}: {error.strerror}. Give the file of a patch, as `git diff` or `git format-patch` makes it."
         ) from error
+
+
+def _names(patch: Path) -> set[str]:
+    """Return the files that a patch may change; a few more do no harm."""
+    found = set(_split(contents(patch)))
     if not found:
         raise BuildError(
             f"{patch} changes no file. Give a patch as `git diff` or `git format-patch` makes it, with a/ and b/ paths."

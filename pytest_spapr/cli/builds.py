@@ -10,7 +10,7 @@ from pathlib import Path
 from pytest_spapr.builds import packages, source, store
 from pytest_spapr.builds.recipe import RECIPES
 from pytest_spapr.cache import megabytes, size_of
-from pytest_spapr.cli.run import Areas, Run, tell_removed
+from pytest_spapr.cli.run import Areas, Run, number_of, tell_removed
 from pytest_spapr.errors import BuildError, ConfigError
 
 
@@ -70,14 +70,10 @@ def _add_build(commands: Areas, common: argparse.ArgumentParser) -> None:
         "--patch", action="append", default=[], type=Path, metavar="FILE", help="as for patch -p1; repeatable, in order"
     )
     build.add_argument("--name", required=True, help="what the build is to be called")
-    build.add_argument("--jobs", "-j", type=_positive, metavar="N", help="compilers at a time (default: one for each CPU)")
+    build.add_argument(
+        "--jobs", "-j", type=number_of("jobs"), metavar="N", help="compilers at a time (default: one for each CPU)"
+    )
     build.set_defaults(run=_build)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return int(text)
 
 
 def _build(run: Run) -> None:

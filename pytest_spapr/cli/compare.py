@@ -7,10 +7,10 @@ import sys
 
 from pytest_spapr.battery.compare import Comparison, Verdict, compare
 from pytest_spapr.battery.observation import Result
-from pytest_spapr.battery.scenarios import SCENARIOS, chosen
+from pytest_spapr.battery.scenarios import chosen, named
 from pytest_spapr.cli.battery import add_options, obtain, settings_of
 from pytest_spapr.cli.crew import Task, play
-from pytest_spapr.cli.run import Areas, Run
+from pytest_spapr.cli.run import Areas, Run, number_of
 from pytest_spapr.config import Settings
 from pytest_spapr.errors import ConfigError
 
@@ -31,16 +31,14 @@ def add(areas: Areas, common: argparse.ArgumentParser) -> None:
         parser.add_argument(name, metavar=name.upper(), help="a QEMU build, as --spapr-qemu names it")
     parser.add_argument("--image", metavar="NAME|DIRECTORY", help="guest image (default: SPAPR_IMAGE, else debian-12)")
     parser.add_argument(
-        "--runs", type=_runs, default=3, metavar="N", help="how often a scenario that differs is played on each (default: 3)"
+        "--runs",
+        type=number_of("runs"),
+        default=3,
+        metavar="N",
+        help="how often a scenario that differs is played on each (default: 3)",
     )
     add_options(parser)
     parser.set_defaults(run=_compare)
-
-
-def _runs(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of runs: expected 1 or more")
-    return int(text)
 
 
 def _compare(run: Run) -> int:
@@ -79,7 +77,7 @@ def _played(run: Run, settings: tuple[Settings, ...], scenarios: list[str]) -> l
 def _show(one: Comparison) -> None:
     if one.verdict is Verdict.SAME:
         return
-    title = next(scenario.title for scenario in SCENARIOS if scenario.name == one.scenario)
+    title = named(one.scenario).title
     if one.verdict is Verdict.CHANGED:
         print(f"{one.scenario} ({title})")
         for change in one.changes:

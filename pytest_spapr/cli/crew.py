@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ from pytest_spapr.progress import NullProgress, Progress
 
 if TYPE_CHECKING:
     from pytest_spapr.battery.scenarios import Scenario
+    from pytest_spapr.hotplug.contract import Contract
     from pytest_spapr.hotplug.pseries import PseriesMachine
     from pytest_spapr.machine import Harness
     from pytest_spapr.qemu.qmp import QmpLoop
@@ -155,12 +157,10 @@ class _Player:
 
     def play(self, name: str) -> Result:
         from pytest_spapr.battery.run import perform
-        from pytest_spapr.battery.scenarios import chosen
-        from pytest_spapr.supply import supply_contract
+        from pytest_spapr.battery.scenarios import named
 
-        (scenario,) = (one for one in chosen([name]) if one.name == name)
-        contract = supply_contract(self._cell.settings, self._cell.build(), self._cell.image())
-        return perform(scenario, lambda: self._machine(scenario), contract)
+        scenario = named(name)
+        return perform(scenario, lambda: self._machine(scenario), self._contract)
 
     @contextmanager
     def _machine(self, scenario: Scenario) -> Iterator[PseriesMachine]:
@@ -171,14 +171,21 @@ class _Player:
         spec = MachineSpec(accelerator=self._cell.accelerator(), firmware=settings.firmware.value, **scenario.shape)
         with self._slots.take(self._slots.weight(spec.cpus, spec.memory)):
             if scenario.boots and settings.start.value == "clone":
-                started = self._starter.start(self._harness(), spec, image, timeline, NullProgress())
+                started = self._starter.start(self._harness, spec, image, timeline, NullProgress())
             else:
-                started = self._starter.boot(self._harness(), spec, image, timeline, boot=scenario.boots)
+                started = self._starter.boot(self._harness, spec, image, timeline, boot=scenario.boots)
             try:
                 yield started.machine
             finally:
                 started.machine.close()
 
+    @cached_property
+    def _contract(self) -> Contract:
+        from pytest_spapr.supply import supply_contract
+
+        return supply_contract(self._cell.settings, self._cell.build(), self._cell.image())
+
+    @cached_property
     def _harness(self) -> Harness:
         from pytest_spapr.deadline import budgets
         from pytest_spapr.machine import Harness

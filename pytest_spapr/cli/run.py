@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from typing import TypeAlias
 
 from pytest_spapr import config
@@ -33,3 +34,14 @@ class Run:
 def tell_removed(entry: Entry) -> None:
     """Print that an entry of the cache was removed, and what it took."""
     print(f"removed {entry.path} ({megabytes(entry.size)})")
+
+
+def number_of(what: str) -> Callable[[str], int]:
+    """Return argparse's type for a number of things, at least one; ``what`` names them in the error."""
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < 1:
+            raise argparse.ArgumentTypeError(f"{text!r} is no number of {what}: expected 1 or more")
+        return int(text)
+
+    return parse

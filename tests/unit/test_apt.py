@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,14 +27,6 @@ class Heard(NullProgress):
 
     def phase(self, text: str) -> None:
         self.phases.append(text)
-
-
-@pytest.fixture(scope="module")
-def signer() -> Iterator[Signer]:
-    with tempfile.TemporaryDirectory(prefix="gpg-") as home:  # gpg-agent's socket needs a short path
-        made = Signer(Path(home))
-        yield made
-        made.close()
 
 
 @pytest.fixture

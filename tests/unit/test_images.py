@@ -6,8 +6,7 @@ import dataclasses
 import json
 import lzma
 import stat
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -40,14 +39,6 @@ KERNEL: dict[str, Content] = {
     "./lib/modules/6.1.0-test/kernel/virtio.ko": module(),
     "./lib/modules/6.1.0-test/kernel/unasked.ko": module(),
 }
-
-
-@pytest.fixture(scope="module")
-def signer() -> Iterator[Signer]:
-    with tempfile.TemporaryDirectory(prefix="gpg-") as home:
-        made = Signer(Path(home))
-        yield made
-        made.close()
 
 
 @pytest.fixture

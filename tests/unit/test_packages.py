@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,14 +13,6 @@ from tests.unit.debian_archive import HAS_APT, Archive, Signer, deb
 pytestmark = pytest.mark.skipif(not HAS_APT, reason="no apt or no gpg here")
 
 TRIPLET = "x86_64-linux-gnu"
-
-
-@pytest.fixture(scope="module")
-def signer() -> Iterator[Signer]:
-    with tempfile.TemporaryDirectory(prefix="gpg-") as home:
-        made = Signer(Path(home))
-        yield made
-        made.close()
 
 
 @pytest.fixture

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,14 +18,6 @@ from tests.unit.debian_archive import HAS_APT, Archive, Signer, source
 pytestmark = pytest.mark.skipif(not HAS_APT or not shutil.which("patch"), reason="no apt, gpg or patch here")
 
 FIX = "--- a/hw/drc.c\n+++ b/hw/drc.c\n@@ -1,2 +1,2 @@\n one\n-two\n+three\n"
-
-
-@pytest.fixture(scope="module")
-def signer() -> Iterator[Signer]:
-    with tempfile.TemporaryDirectory(prefix="gpg-") as home:
-        made = Signer(Path(home))
-        yield made
-        made.close()
 
 
 @pytest.fixture
