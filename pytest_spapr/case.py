@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_spapr.errors import MachineDied, SpaprError
+from pytest_spapr.errors import DeadlineExpired, MachineDied, SpaprError
 from pytest_spapr.markers import defect_reason, defects
 from pytest_spapr.report import artefacts, junit, summary
 from pytest_spapr.report.artefacts import Launch
@@ -103,7 +103,7 @@ class Case:
     def _report(self, call: pytest.CallInfo[None], report: pytest.TestReport) -> None:
         self._outcomes[str(report.when)] = report.outcome
         if report.failed:
-            if defect := self._crash(call):
+            if defect := self._defect(call):
                 report.outcome = "skipped"
                 report.wasxfail = defect_reason(defect)  # pytest's own way to say xfailed
                 self._defects.append(defect.id)
@@ -119,19 +119,22 @@ class Case:
             report.user_properties.extend(junit.properties(facts))
             report.spapr = facts  # type: ignore[attr-defined]  # extra attributes travel with the report, see Summary
 
-    def _crash(self, call: pytest.CallInfo[None]) -> KnownDefect | None:
-        """Return the known defect that made this phase fail by killing QEMU."""
+    def _defect(self, call: pytest.CallInfo[None]) -> KnownDefect | None:
+        """Return the known defect that made this phase fail: it killed QEMU, or silenced its monitor."""
         if call.excinfo is None or self._item.config.getoption("runxfail"):
             return None
-        from pytest_spapr.hotplug.defects import crash_defect
+        from pytest_spapr.hotplug.defects import crash_defect, hang_defect
 
-        died = any(isinstance(error, MachineDied) for error in _chain(call.excinfo.value))
-        for launch in self.launches:
-            machine = launch.machine
-            if machine is not None and (died or any(str(attempt.outcome) == "crashed" for attempt in machine.attempts)):
+        errors = list(_chain(call.excinfo.value))
+        died = any(isinstance(error, MachineDied) for error in errors)
+        waited = any(isinstance(error, DeadlineExpired) for error in errors)
+        for machine in filter(None, (launch.machine for launch in self.launches)):
+            if died or any(str(attempt.outcome) == "crashed" for attempt in machine.attempts):
                 defect = crash_defect(machine)
-                if defect is not None:
-                    return defect
+            else:
+                defect = hang_defect(machine) if waited else None
+            if defect is not None:
+                return defect
         return None
 
     def _save(self, report: pytest.TestReport) -> None:

@@ -92,7 +92,7 @@ def _firmware(stage: Stage, kind: Kind) -> None:
     with machine.paused():
         since = machine.timeline.mark()
         machine.reset(wait=False)
-        attempt = stage.unplug(device, "silence: machine paused")
+        attempt = stage.unplug(device, "before CAS")
     machine.await_ready(since)
     stage.follow(device, attempt, "after: CAS", step="boot of the guest")
 

@@ -8,6 +8,7 @@ from pytest_spapr.guest.guest import Guest
 from pytest_spapr.hotplug.attempt import Attempt
 from pytest_spapr.hotplug.contract import Contract
 from pytest_spapr.hotplug.device import Device
+from pytest_spapr.hotplug.outcome import Outcome
 from pytest_spapr.hotplug.pseries import PseriesMachine
 
 
@@ -36,6 +37,8 @@ class Stage:
 
     def follow(self, device: Device, attempt: Attempt, situation: str | None, *, step: str) -> Attempt:
         """See what becomes of a pending attempt, and write that down; nothing if it was not pending."""
+        if attempt.outcome is not Outcome.PENDING:
+            return attempt
         return self._note(device, device.follow(attempt), attempt.ended, situation, step)
 
     def outlast(self, device: Device, attempt: Attempt, seconds: float, situation: str | None, *, step: str) -> Attempt:

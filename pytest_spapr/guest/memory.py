@@ -36,9 +36,9 @@ class GuestMemory:
 
     def persistent(self) -> frozenset[int]:
         """Return the DRC indexes of the persistent memory in the device tree."""
-        nodes = "/proc/device-tree/ibm,persistent-memory/ibm,pmemory@"
-        found = self._shell.run(f"echo {nodes}*").check().stdout.split()
-        return frozenset(int(node.removeprefix(nodes), 16) for node in found if not node.endswith("*"))
+        # QEMU 5.2 leaves the vendor's prefix out of the first name.
+        found = self._shell.run("echo /proc/device-tree/*persistent-memory/ibm,pmemory@*").check().stdout.split()
+        return frozenset(int(node.rpartition("@")[2], 16) for node in found if not node.endswith("*"))
 
     def set_online(self, block: int, online: bool) -> None:
         """Bring one block online or take it offline.

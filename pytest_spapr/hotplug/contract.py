@@ -83,6 +83,13 @@ class Contract:
         """Return what is promised for a device that was plugged before the machine ran for the first time, and is unplugged there."""
         return self.expect(device.kind, "before the first boot")
 
+    def before_cas(self, device: HasKind) -> Expectation:
+        """Return what is promised while the firmware has a machine whose guest had the device before the reset.
+
+        It is what is to be seen until the guest boots: of what is pending, ``after(device, what="CAS")`` tells the rest.
+        """
+        return self.expect(device.kind, "before CAS")
+
     def after(self, device: HasKind, *, what: str) -> Expectation:
         """Return what is promised to become of a pending attempt after ``reset``, ``resume`` or ``CAS``, the guest's boot."""
         return self.expect(device.kind, f"after: {what}")

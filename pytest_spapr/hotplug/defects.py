@@ -256,14 +256,23 @@ def crash_defect(machine: PseriesMachine) -> KnownDefect | None:
     end = machine.timeline.ended
     if not isinstance(end, MachineDied) or end.exit_status not in _CRASH_SIGNALS:
         return None
-    rows = []
+    ids: tuple[str, ...] = ()
     if _a_core_was_freed(machine):
         # A damaged heap shows in other ways too, but where the C library names it, it is that.
-        rows = [KNOWN_DEFECTS["tcg-core-removal"], KNOWN_DEFECTS["tcg-core-removal-heap"]]
-        if any(_HEAP.search(word) for word in end.stderr):
-            rows = rows[1:]
-    elif end.exit_status == -signal.SIGSEGV and _a_core_was_being_plugged(machine):
-        rows = [KNOWN_DEFECTS["tcg-core-add"]]
+        heap_only = any(_HEAP.search(word) for word in end.stderr)
+        ids = ("tcg-core-removal-heap",) if heap_only else ("tcg-core-removal", "tcg-core-removal-heap")
+    elif end.exit_status == -signal.SIGSEGV and "-spapr-cpu-core" in _plug_without_an_answer(machine):
+        ids = ("tcg-core-add",)
+    return _first_that_applies(ids, machine)
+
+
+def hang_defect(machine: PseriesMachine) -> KnownDefect | None:
+    """Return the known defect that explains why this machine's QEMU answers no command any more, or None."""
+    return _first_that_applies(("tcg-busy-vcpu-device-add",) if _plug_without_an_answer(machine) else (), machine)
+
+
+def _first_that_applies(ids: Sequence[str], machine: PseriesMachine) -> KnownDefect | None:
+    rows = (KNOWN_DEFECTS[name] for name in ids)
     return next((row for row in rows if row.applies(machine.build, machine.spec.accelerator, kernel=None)), None)
 
 
@@ -278,8 +287,8 @@ def _a_core_was_freed(machine: PseriesMachine) -> bool:
     )
 
 
-def _a_core_was_being_plugged(machine: PseriesMachine) -> bool:
-    """Return whether QEMU ended before it answered a core's ``device_add``."""
+def _plug_without_an_answer(machine: PseriesMachine) -> str:
+    """Return the driver of a ``device_add`` that QEMU never answered, or an empty string."""
     said = [record.data for record in machine.timeline.since(0, Lane.QMP) if record.data is not None]
     last = said[-1] if said else {}
-    return last.get("execute") == "device_add" and "-spapr-cpu-core" in str(last["arguments"].get("driver"))
+    return str(last["arguments"]["driver"]) if last.get("execute") == "device_add" else ""

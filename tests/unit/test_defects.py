@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pytest_spapr.errors import MachineDied
-from pytest_spapr.hotplug.defects import Reproducer, crash_defect
+from pytest_spapr.hotplug.defects import Reproducer, crash_defect, hang_defect
 from pytest_spapr.hotplug.outcome import Kind, Outcome
 from pytest_spapr.timeline import Lane, Timeline
 
@@ -72,6 +72,29 @@ def test_a_death_during_a_cores_plug(
     )
     found = crash_defect(machine)
     assert (found and found.id) == defect
+
+
+@pytest.mark.parametrize(
+    ("version", "said", "known"),
+    [
+        ((5, 2, 0), [_CARD], True),
+        ((5, 2, 0), [_CARD, {"event": "RESUME"}], True),
+        ((5, 2, 0), [_CARD, {"return": {}}], False),
+        ((5, 2, 0), [_CARD, {"error": {"class": "GenericError", "desc": "no"}}], False),
+        ((5, 2, 0), [{"execute": "query-status"}], False),
+        ((5, 2, 0), [], False),
+        ((7, 2, 22), [_CARD], False),
+    ],
+)
+def test_a_plug_that_is_never_answered(version: tuple[int, int, int], said: list[dict[str, Any]], known: bool) -> None:
+    timeline = Timeline()
+    for message in said:
+        timeline.record(Lane.EVENT if "event" in message else Lane.QMP, "", message)
+    machine: Any = SimpleNamespace(
+        timeline=timeline, build=SimpleNamespace(version=version), spec=SimpleNamespace(accelerator="tcg")
+    )
+    found = hang_defect(machine)
+    assert (found and found.id) == ("tcg-busy-vcpu-device-add" if known else None)
 
 
 @pytest.mark.parametrize("other", [{"status": -9}, {"status": 1}, {"kind": Kind.DIMM}])
