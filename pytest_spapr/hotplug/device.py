@@ -132,7 +132,11 @@ class Device(ABC):
 
     def _judge(self, seconds: float | None) -> Judge:
         budget = self.machine.budgets.unplug if seconds is None else seconds
-        return Judge(self, self.machine, pending=self._ledger.is_pending(self.id), seconds=budget)
+        return Judge(self, self.machine, pending=self.is_pending(), seconds=budget)
+
+    def is_pending(self) -> bool:
+        """Return whether an earlier command has QEMU wait for the guest to give this device back."""
+        return self._ledger.is_pending(self.id)
 
     @abstractmethod
     def guest_presence(self) -> Presence:

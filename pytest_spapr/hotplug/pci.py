@@ -53,6 +53,10 @@ class PciDevice(DrmgrDevice):
     def guest_presence(self) -> Presence:
         return Presence.PRESENT if self.address in self.machine.guest.pci.functions() else Presence.ABSENT
 
+    def is_pending(self) -> bool:
+        """Return whether an earlier command has QEMU wait for this function: one for function 0 has it wait for all of the slot."""
+        return super().is_pending() or (self.function != 0 and bool(self.waiting))
+
     def unannounced(self, since: int) -> str | None:
         """Return the evidence if QEMU told the guest nothing of an unplug since the cursor.
 
