@@ -65,14 +65,14 @@ def _sheet(run: Run) -> int:
 
 
 def _played(run: Run, settings: Sequence[Settings], scenarios: Sequence[str]) -> dict[str, list[Result | None]]:
-    """Play all scenarios on all cells. What does not come to its end is tried again: some defects of QEMU show only now and then."""
+    """Play all scenarios on all cells. One that a known defect of QEMU ends is tried again: some show only now and then."""
     results: dict[str, list[Result | None]] = {name: [None] * len(settings) for name in scenarios}
     left = [Task(cell, name) for name in scenarios for cell in range(len(settings))]
     for number in range(1, _TRIES + 1):
         phase = f"{len(left)} scenarios" + (f", try {number}" if number > 1 else "")
         for task, result in play(settings, left, run.progress, phase):
             results[task.scenario][task.cell] = result
-        left = [task for task in left if (seen := results[task.scenario][task.cell]) is None or seen.trouble is not None]
+        left = [task for task in left if (seen := results[task.scenario][task.cell]) is None or seen.defect is not None]
         if not left:
             break
     return results

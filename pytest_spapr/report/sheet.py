@@ -76,8 +76,8 @@ class Sheet:
         for scenario in self.scenarios:
             results = self.results[scenario.name]
             steps = list(dict.fromkeys(one.step for result in results if result for one in result.observations))
-            if not steps or any(result and result.trouble and all(map(result.find, steps)) for result in results):
-                # Trouble after the last step, or before the first one; or nothing was played.
+            if not steps or any(result and _troubled_after(result, steps) for result in results):
+                # Or before the first step; or nothing was played.
                 steps.append("end")
             for step in steps:
                 yield Row(scenario, step, tuple(_cell(result, step) for result in results))
@@ -138,6 +138,12 @@ def as_json(sheet: Sheet) -> str:
         ],
     }
     return json.dumps(data, indent=1, ensure_ascii=False) + "\n"
+
+
+def _troubled_after(result: Result, steps: Sequence[str]) -> bool:
+    """Return whether there was trouble that none of the scenario's steps shows."""
+    crashed = any(one.outcome == Outcome.CRASHED for one in result.observations)
+    return result.trouble is not None and not crashed and all(map(result.find, steps))
 
 
 def _cell(result: Result | None, step: str) -> Cell:

@@ -57,6 +57,10 @@ def test_a_death_of_a_known_defect_is_no_difference_and_trouble_at_the_end_is_to
     assert "| the guest gives it up | unplug | QEMU died: tcg-core-removal | removed: DEVICE_DELETED |" in lines
     assert "|  | end | QEMU died: tcg-core-removal | GuestError: no |" in lines
     assert one.differences == 0
+    alone = replace(
+        sheet, results={**sheet.results, "core-removal": [died, Result(scenario="core-removal", observations=(seen(),))]}
+    )
+    assert "| end |" not in markdown(alone), "the step has told it"
 
 
 def test_it_is_the_same_text_for_the_same_behaviour(sheet: Sheet) -> None:
