@@ -3,36 +3,35 @@
 from __future__ import annotations
 
 import re
-import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 from pytest_spapr.deadline import Budgets, Deadline
-from pytest_spapr.errors import BuildError, DeadlineExpired, LaunchFailed, MachineDied, MachineError
+from pytest_spapr.errors import MachineError
 from pytest_spapr.guest.boot import await_ready
 from pytest_spapr.guest.console import ConsoleShell
 from pytest_spapr.guest.guest import Guest
-from pytest_spapr.guest.kernel_log import kmsg_text
 from pytest_spapr.guest.ssh import Ssh
 from pytest_spapr.images.store import GuestImage
+from pytest_spapr.instance import Instance
 from pytest_spapr.qemu.argv import Channels, MachineSpec, Ram, argv
 from pytest_spapr.qemu.build import QemuBuild
-from pytest_spapr.qemu.channels import LineReader
-from pytest_spapr.qemu.process import QemuProcess, exit_in_words
+from pytest_spapr.qemu.migration import move
+from pytest_spapr.qemu.plugged import Plugged, inventory, plugged, settled
+from pytest_spapr.qemu.process import QemuProcess
 from pytest_spapr.qemu.snapshot import Snapshot, restore, save
-from pytest_spapr.timeline import Lane, Record, Timeline
+from pytest_spapr.timeline import Branch, Lane, Record, Timeline
 
 if TYPE_CHECKING:
     from pytest_spapr.qemu.qmp import Qmp, QmpLoop
 
 _SSH_FORWARD: Final = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(?P<port>\d+)\s+\S+\s+22\b")
 _QUIT_SECONDS: Final = 5.0
-_JOIN_SECONDS: Final = 5.0
-# They were written before the monitor greeted; this is for the thread that reads them.
-_TRACE_SECONDS: Final = 5.0
+# Before it, no decrementer travels (target/ppc: "Migrate DECR SPR"): the guest's timers, RCU with them, wait for ever (``images.renew``).
+_MOVES_TIMERS: Final = (8, 2, 0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,9 +66,9 @@ class Machine:
         self.process: QemuProcess
         self._harness = harness
         self._guest: Guest | None = None
-        self._shell: ConsoleShell
-        self._service: socket.socket
-        self._resources = ExitStack()
+        self._ram: Ram | None = None
+        self._timers_stand = False
+        self._instance: Instance
 
     @classmethod
     def start(
@@ -168,7 +167,7 @@ class Machine:
         self.cont()
         if self.image is not None:
             self._guest = self._meet_guest(self.image)
-            self._guest.renew(self.spec.cpus)
+            self._guest.renew(range(self.spec.cpus))
 
     def await_ready(self, since: int) -> None:
         """Wait for the guest to say, after the cursor ``since``, that it is up; for a boot or a reboot.
@@ -200,7 +199,7 @@ class Machine:
     def cont(self) -> None:
         """Let the machine run on."""
         self.timeline.step("cont")
-        self.qmp.execute("cont")
+        self._go_on()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -223,6 +222,7 @@ class Machine:
         self._forget_connection()
         self.qmp.execute("system_reset")
         self._await_event("RESET", since)
+        self._timers_stand = False
         if wait and self._guest is not None:
             # A machine that was halted or paused is not started by a reset (QEMU: back to prelaunch).
             if not self.running:
@@ -244,6 +244,40 @@ class Machine:
         self._await_event("RESET", since)
         self.await_ready(since)
 
+    def migrate(self) -> None:
+        """Move the machine to a QEMU process of its own build, as a live migration does, and end the one that it leaves.
+
+        Everything goes on there: the guest, what is plugged in, what is pending, and whatever a test has in its hands (this machine,
+        its guest and monitor, devices and attempts, faults that a ``with`` block has set up). A machine that was paused stays paused.
+        It stands still for the whole of the move, so that all its memory travels once: 0.8 s under TCG for 1 GiB, for most of which that
+        memory is there twice.
+
+        Before QEMU 8.2 the guest's timers would stand still for ever: they are set going again as a clone's are, by ``guest.renew()``.
+
+        Devices and objects are those that QMP's ``device_add`` and ``object-add`` made, whoever sent them, with the ids and places that
+        they have. Other backends that were made by QMP do not travel, nor does ssh: a command that runs is lost, a new one connects.
+
+        :raises MachineError: a device cannot migrate, or is not known of; the machine goes on where it was.
+        :raises LaunchFailed: the other QEMU did not start, e.g. since both would have one port of the host; so too.
+        :raises MachineDied: QEMU ended meanwhile.
+        """
+        self.timeline.step("migrate")
+        self._forget_connection()
+        arrived = Branch(self.timeline)
+        with self._held(), ExitStack() as on_failure:
+            devices = settled(self.qmp, plugged(self.timeline.since(0, Lane.QMP, Lane.EVENT)))
+            # A state fits memory of the same name only, and a template's file is not to be written to.
+            ram = self._ram and Ram(None)
+            destination = self._launch(arrived, ram, devices)
+            on_failure.callback(destination.close)
+            self._require_same_devices(destination.qmp)
+            move(self.qmp, destination.qmp, arrived, Deadline(self.budgets.launch))
+            # From here on the death of the destination is the machine's.
+            arrived.merge()
+            self._moved_to(destination)
+            self._ram = ram
+            on_failure.pop_all()
+
     def quit(self) -> None:
         """End QEMU by its monitor. No unplug completes: pending devices just end with it."""
         self.timeline.step("quit")
@@ -259,102 +293,68 @@ class Machine:
     def close(self) -> None:
         """End QEMU if it still runs and give back everything. Safe to call twice; never waits for the guest."""
         self._forget_connection()
-        self._resources.close()
+        self._instance.close()
         while self.at_end:
             self.at_end.pop()()
 
     def release(self) -> None:
         """Let go of QEMU without ending it: a person takes over by ssh. Needs a harness made with ``keep``."""
         self._forget_connection()
-        self._resources.pop_all()
+        self._instance.release()
 
     @contextmanager
     def _started(self, ram: Ram | None) -> Iterator[Self]:
         """Launch QEMU for the ``with`` block, in which the machine is brought up; where that fails, nothing stays behind."""
+        self._ram = ram
+        self._take_up(self._launch(self.timeline, ram))
         try:
-            self._launch(ram)
             yield self
         except BaseException:
             self.close()
             raise
 
-    def _launch(self, ram: Ram | None) -> None:
-        with ExitStack() as made:
-            ours, theirs = {}, {}
-            for name in ("qmp", "console", "kernel", "service", "shell"):
-                ours[name], theirs[name] = socket.socketpair()
-                made.callback(theirs[name].close)
-            channels = Channels(**{name: end.fileno() for name, end in theirs.items()})
-            # Read by a thread of its own, as a descriptor of its own.
-            self._service = ours["service"].dup()
-            for name, hear in (("console", self._hear_console), ("kernel", self._hear_kernel), ("service", self._hear_service)):
-                # The reader ends when QEMU closes its end; its last lines belong to the timeline.
-                self._resources.callback(LineReader(ours[name].detach(), hear, name=name).join, _JOIN_SECONDS)
-            self._shell = ConsoleShell(ours["shell"], self.timeline)
-            self._resources.callback(self._shell.close)
-            self._resources.callback(self._service.close)
-            self._resources.callback(ours["qmp"].close)
-            self.process = QemuProcess(
-                argv(self.build, self.spec, self.image, channels, ram),
-                self.timeline,
-                env=self.build.env,
-                pass_fds=tuple(channels),
-                dies_with_parent=not self._harness.keep,
-            )
-            self._resources.callback(self.process.close)
-        deadline = Deadline(self.budgets.launch)
-        self.qmp = self._connect(ours["qmp"], deadline)
-        self._resources.callback(self.qmp.close)
-        self._require_traces()
+    def _launch(self, timeline: Timeline, ram: Ram | None, devices: Iterable[Plugged] | None = None) -> Instance:
+        harness = self._harness
 
-    def _require_traces(self) -> None:
-        """Verdicts rest on QEMU's trace of its DRCs: that of the boot core's is there before the monitor is."""
+        def command(channels: Channels) -> list[str]:
+            return argv(self.build, self.spec, self.image, channels, ram, devices)
 
-        def traced(record: Record) -> bool | None:
-            return True if record.lane is Lane.DRC else None
+        return Instance(command, self.build, harness.loop, timeline, self.budgets, keep=harness.keep)
 
+    def _take_up(self, instance: Instance) -> None:
+        self._instance = instance
+        self.qmp = instance.qmp
+        self.process = instance.process
+
+    def _moved_to(self, destination: Instance) -> None:
+        """Leave the QEMU of this machine, which has given all that it had to another one, and end it."""
+        self._instance.change_places(destination)
+        self._take_up(destination)
+        self._timers_stand = self.build.version < _MOVES_TIMERS
+        if self._guest is not None and self.image is not None:
+            self._guest.moved(*self._ways(self.image))
+
+    @contextmanager
+    def _held(self) -> Iterator[bool]:
+        """Have the machine stand still in the ``with`` block, and run afterwards if it did before: what is given."""
+        running = self.running
+        if running:
+            self.qmp.execute("stop")
         try:
-            self.timeline.wait(traced, since=0, deadline=Deadline(_TRACE_SECONDS), what="QEMU's spapr_drc_* traces")
-        except DeadlineExpired as error:
-            raise BuildError(
-                f"{self.build.name} ({self.build.version_text}) writes no spapr_drc_* trace events to stderr, which verdicts rest on. "
-                "Configure it with --enable-trace-backends=log, which is QEMU's default."
-            ) from error
+            yield running
+        finally:
+            if running and self.timeline.ended is None:
+                self._go_on()
 
-    def _connect(self, sock: socket.socket, deadline: Deadline) -> Qmp:
-        # Imported here: a test's collection imports this module, and has no use for a monitor.
-        from pytest_spapr.qemu.qmp import Qmp
-
-        try:
-            return Qmp.connect(sock, self._harness.loop, self.timeline, deadline, seconds=self.budgets.qmp)
-        except MachineDied as died:
-            what = (
-                f"QEMU did not start: {exit_in_words(died.exit_status or 0)}.\nIt was started as: {self.process.command_line()}"
-            )
-            raise LaunchFailed(what, died.exit_status, died.stderr) from died
-
-    def _hear_console(self, line: str) -> None:
-        self.timeline.record(Lane.CONSOLE, line)
-
-    def _hear_kernel(self, line: str) -> None:
-        # Lines that begin with a space carry a record's properties (" SUBSYSTEM=pci"), which nobody asked for.
-        if not line.startswith(" "):
-            self.timeline.record(Lane.KERNEL, kmsg_text(line))
-
-    def _hear_service(self, line: str) -> None:
-        self.timeline.record(Lane.SERVICE, line)
+    def _go_on(self) -> None:
+        self.qmp.execute("cont")
+        if self._timers_stand and self._guest is not None and self._guest.usable:
+            self._guest.renew(self._guest.cpus.online())
+        self._timers_stand = False
 
     def _meet_guest(self, image: GuestImage) -> Guest:
-        listing = self.qmp.hmp("info usernet")
-        forward = _SSH_FORWARD.search(listing)
-        if forward is None:
-            raise MachineError(f"QEMU forwards no port to the guest's ssh, `info usernet` says:\n{listing}")
-        ssh = Ssh(port=int(forward["port"]), client_key=image.client_key, host_key=image.host_key, timeline=self.timeline)
-        shell = self._shell if image.console_shell else None
         guest = Guest(
-            ssh,
-            shell,
-            self._service.sendall,
+            *self._ways(image),
             self.timeline,
             self.budgets,
             kernel_release=image.kernel_release,
@@ -362,6 +362,25 @@ class Machine:
         )
         self.timeline.listen(guest.hear)
         return guest
+
+    def _ways(self, image: GuestImage) -> tuple[Ssh, ConsoleShell | None, Callable[[bytes], object]]:
+        """Return the ways into the guest: ssh, its console shell, and what gives a clone the time."""
+        listing = self.qmp.hmp("info usernet")
+        forward = _SSH_FORWARD.search(listing)
+        if forward is None:
+            raise MachineError(f"QEMU forwards no port to the guest's ssh, `info usernet` says:\n{listing}")
+        ssh = Ssh(port=int(forward["port"]), client_key=image.client_key, host_key=image.host_key, timeline=self.timeline)
+        return ssh, self._instance.shell if image.console_shell else None, self._instance.tell_guest
+
+    def _require_same_devices(self, destination: Qmp) -> None:
+        """Have both QEMUs agree on what can come and go."""
+        here, there = inventory(self.qmp), inventory(destination)
+        if differing := sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name)):
+            what = "; ".join(f"{name} ({here.get(name, 'absent')} here, {there.get(name, 'absent')} there)" for name in differing)
+            raise MachineError(
+                f"the machine cannot migrate, for the other QEMU has other devices: {what}. It was told of those that device_add and "
+                "object-add of QMP made, not of those by HMP, nor that a device has gone that was there from the start."
+            )
 
     def _is_running(self) -> bool:
         __tracebackhide__ = True

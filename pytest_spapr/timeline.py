@@ -190,3 +190,36 @@ class Timeline:
                 stream.write(json.dumps(entry, default=str) + "\n")
         # QMP's JSON may hold half a surrogate pair, which UTF-8 has no bytes for.
         text.write_text("".join(f"{record}\n" for record in records), encoding="utf-8", errors="backslashreplace")
+
+
+class Branch(Timeline):
+    """The timeline of a QEMU that is to take over a machine. What it records stands on the machine's own too, at once.
+
+    Its end is its own, until :meth:`merge`: then it is the machine's.
+
+    :param trunk: the machine's timeline.
+    """
+
+    def __init__(self, trunk: Timeline) -> None:
+        super().__init__()
+        self._trunk = trunk
+        self._merged = False
+
+    def record(self, lane: Lane, text: str, data: Mapping[str, Any] | None = None) -> Record:
+        super().record(lane, text, data)
+        return self._trunk.record(lane, text, data)
+
+    def end(self, reason: SpaprError) -> None:
+        super().end(reason)
+        with self._changed:
+            merged = self._merged
+        if merged:
+            self._trunk.end(reason)
+
+    def merge(self) -> None:
+        """Let the end of this one, also one that has come, be the end of the machine's."""
+        with self._changed:
+            self._merged = True
+            reason = self._end
+        if reason is not None:
+            self._trunk.end(reason)

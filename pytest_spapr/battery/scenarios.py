@@ -86,6 +86,18 @@ def _reset(stage: Stage, kind: Kind) -> None:
     stage.follow(device, attempt, "after: reset", step="machine reset")
 
 
+def _migration(stage: Stage, kind: Kind) -> None:
+    machine = stage.machine
+    device = plug(machine, kind)
+    with silenced(machine, kind):
+        attempt = stage.unplug(device, f"silence: {SILENCE[kind]}")
+        machine.migrate()
+        stage.unplug(device, "repeat after migration", step="repeat")
+    if kind is Kind.DIMM:
+        stage.guest.memory.remove(device.drcs[0])
+    stage.follow(device, attempt, "after: migration", step="the guest can, on the destination")
+
+
 def _firmware(stage: Stage, kind: Kind) -> None:
     machine = stage.machine
     device = plug(machine, kind)
@@ -207,6 +219,7 @@ def _of_each_kind() -> Iterator[Scenario]:
         yield _of(kind, "unconfigured", "the guest never had it", _unconfigured)
         yield _of(kind, "paused", "the machine is paused", _paused)
         yield _of(kind, "reset", f"a reset while it is pending ({SILENCE[kind]})", _reset)
+        yield _of(kind, "migration", f"a migration while it is pending ({SILENCE[kind]})", _migration)
         yield _of(kind, "firmware", "the firmware has the machine", _firmware)
     for kind in Kind:
         yield _of(kind, "before-boot", "no guest has ever run", _before_boot, boots=False)

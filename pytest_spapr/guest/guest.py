@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from secrets import token_bytes
 from typing import TYPE_CHECKING, Final
@@ -164,6 +164,11 @@ class Guest:
         elif self._console and record.lane is Lane.SERVICE and (end := _SHELL_ENDED.match(record.text)):
             self._console.ended(int(end["pid"]))
 
+    def moved(self, ssh: Ssh, console: ConsoleShell | None, renewal: Callable[[bytes], object]) -> None:
+        """Say that the guest is to be reached through another QEMU from now on. The parameters are as when it was made."""
+        self._ssh.close()
+        self._ssh, self._console, self._renewal = ssh, console, renewal
+
     def disconnect(self) -> None:
         """Drop the ssh connection; the next command makes a new one."""
         self._ssh.close()
@@ -175,20 +180,20 @@ class Guest:
         """
         self.ask(_REST.format(idle=0.9 * _REST_WINDOW * len(self.cpus.online()), microseconds=int(_REST_WINDOW * 1e6))).check()
 
-    def renew(self, cpus: int = 1) -> None:
+    def renew(self, cpus: Iterable[int] = (0,)) -> None:
         """Give a clone's guest the host's time, timers that go on, and random numbers of its own; 0.03 s.
 
         The time is late by less than that. Where this returns, the kernel's random generator has been seeded anew from the host's:
         whatever asks it from then on, a new process's layout included, gets what no other clone gets.
 
-        :param cpus: how many CPUs it was saved with: the first so many have timers to go on.
+        :param cpus: those that have timers to go on; one that has gone meanwhile has none.
         :raises GuestError: the image cannot do it, or its kernel refused. :raises DeadlineExpired: no answer.
         """
         if self._console is None:
             raise GuestError("the guest's image has no console shell, and a clone of it cannot be given the time and entropy")
         self._timeline.step("renew the guest's time and entropy")
         deadline = Deadline(self._budgets.command)
-        for cpu in range(min(cpus, CPUS)):
+        for cpu in (cpu for cpu in cpus if cpu < CPUS):
             since = self._timeline.mark()
             with contextlib.suppress(OSError):
                 # Of a QEMU that has died: told by the wait.
@@ -199,7 +204,8 @@ class Guest:
                 deadline=deadline,
                 what="the guest to take the host's time and entropy",
             )
-            if said == FAILED:
+            # CPU 0 was asked to set the clock, too.
+            if said == FAILED and (cpu == 0 or cpu in self.cpus.online()):
                 raise GuestError("the guest's kernel refused the host's time or entropy")
 
     def _answered(self, command: str, run: Callable[[], Completed]) -> Completed:

@@ -71,9 +71,12 @@ class Contract:
         """Return what is promised for a device that the guest never configured: it is removed, and nobody is asked."""
         return self.expect(device.kind, "removal: never configured")
 
-    def repeat(self, device: HasKind) -> Expectation:
-        """Return what is promised for a ``device_del`` while an earlier one is pending and its cause lasts."""
-        return self.expect(device.kind, "repeat while pending")
+    def repeat(self, device: HasKind, *, after: str | None = None) -> Expectation:
+        """Return what is promised for a ``device_del`` while an earlier one is pending and its cause lasts.
+
+        :param after: ``migration`` where the earlier one was sent to the QEMU that the machine has left.
+        """
+        return self.expect(device.kind, f"repeat after {after}" if after else "repeat while pending")
 
     def outlasted(self, device: HasKind, *, cause: str) -> Expectation:
         """Return what is promised of a silence that outlasts every time limit that a QEMU has for an unplug, ``cause`` going on."""
@@ -91,7 +94,10 @@ class Contract:
         return self.expect(device.kind, "before CAS")
 
     def after(self, device: HasKind, *, what: str) -> Expectation:
-        """Return what is promised to become of a pending attempt after ``reset``, ``resume`` or ``CAS``, the guest's boot."""
+        """Return what is promised to become of a pending attempt after ``reset``, ``resume``, ``migration`` or ``CAS``.
+
+        After a migration: when its cause is gone. CAS is what the guest calls when it boots.
+        """
         return self.expect(device.kind, f"after: {what}")
 
     def retry(self, device: HasKind, *, cause: str) -> Expectation:

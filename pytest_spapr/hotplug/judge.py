@@ -216,7 +216,7 @@ class Judge:
             evidence.append(f"{heard.record.lane}: {heard.record.text}")
             if heard.outcome is not None:
                 return _Verdict(heard.outcome, evidence=evidence)
-            if heard.halted:
+            if heard.halted and not self._resumed(heard.record):
                 return _Verdict(Outcome.PENDING, Silence.NOT_DELIVERED, evidence=evidence)
             if heard.clue is Clue.FAILED:
                 return self._after_failure(since, evidence)
@@ -236,6 +236,10 @@ class Judge:
         """As :meth:`_hear`, of events only that settle the outcome."""
         heard = self._hear(record)
         return heard if heard is not None and heard.outcome is not None else None
+
+    def _resumed(self, record: Record) -> bool:
+        """Return whether the machine was only paused, maybe to be moved to another QEMU, and runs again."""
+        return record.event == "STOP" and self._machine.status() == "running"
 
     def _after_failure(self, since: int, evidence: list[str]) -> _Verdict:
         """The guest gave up: let it finish its rollback, then see whether QEMU was told."""

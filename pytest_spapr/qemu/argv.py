@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
@@ -12,6 +12,7 @@ from pytest_spapr.errors import ConfigError
 if TYPE_CHECKING:
     from pytest_spapr.images.store import GuestImage
     from pytest_spapr.qemu.build import QemuBuild
+    from pytest_spapr.qemu.plugged import Plugged
 
 #: MiB of an LMB: what pseries memory comes in.
 LMB_MIB: Final = 256
@@ -117,10 +118,13 @@ class MachineSpec:
 
 
 class Ram(NamedTuple):
-    """A machine's boot memory as a file: a template's, which it writes, or a clone's, which has a private copy of every page it writes."""
+    """A machine's boot memory as a file: a template's, which it writes, or a clone's, which has a private copy of every page it writes.
 
-    path: Path
-    private: bool
+    Without a path it is no file, but has the name that such memory has: for the state of a machine that had one.
+    """
+
+    path: Path | None
+    private: bool = False
 
 
 def cpu_model(build: QemuBuild, spec: MachineSpec) -> str:
@@ -136,14 +140,27 @@ def cpu_model(build: QemuBuild, spec: MachineSpec) -> str:
     return "power9" if build.version >= _SOUND_WITH_POWER9 else "power8"
 
 
-def argv(build: QemuBuild, spec: MachineSpec, image: GuestImage | None, channels: Channels, ram: Ram | None = None) -> list[str]:
+def argv(
+    build: QemuBuild,
+    spec: MachineSpec,
+    image: GuestImage | None,
+    channels: Channels,
+    ram: Ram | None = None,
+    plugged: Iterable[Plugged] | None = None,
+) -> list[str]:
     """Return the command line of a machine that waits at ``-S``.
 
     :param image: what to boot; None for a machine that stays in its firmware, which has no network either.
     :param channels: the ends that QEMU inherits. :param ram: None for RAM of its own; a private one also waits for a device state.
+    :param plugged: what another machine was plugged with, for one that waits for that one's state; None for a machine of its own.
     :raises ConfigError: the build does not know the machine type, or has no VOF although it was asked for.
     """
-    return [*build.command, *_arguments(build, spec, image, channels, ram)]
+    line = [*build.command, *_arguments(build, spec, image, channels, ram)]
+    if plugged is not None:
+        line += [word for one in plugged for word in one.options()]
+    if plugged is not None or (ram and ram.private):
+        line += ["-incoming", "defer"]
+    return line
 
 
 def _arguments(
@@ -182,11 +199,12 @@ def _arguments(
 
 
 def _ram(spec: MachineSpec, ram: Ram) -> Iterator[str]:
+    if ram.path is None:
+        yield from ("-object", f"memory-backend-ram,id=ram,size={spec.memory}M")
+        return
     path = str(ram.path).replace(",", ",,")
     share = "off" if ram.private else "on"
     yield from ("-object", f"memory-backend-file,id=ram,size={spec.memory}M,mem-path={path},share={share}")
-    if ram.private:
-        yield from ("-incoming", "defer")
 
 
 def _machine(build: QemuBuild, spec: MachineSpec, *, has_kernel: bool) -> str:

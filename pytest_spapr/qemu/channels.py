@@ -18,6 +18,11 @@ class LineSplitter:
     def __init__(self) -> None:
         self._rest = b""
 
+    @property
+    def rest(self) -> bytes:
+        """The line that is not complete."""
+        return self._rest
+
     def feed(self, data: bytes) -> Iterator[str]:
         """Yield the lines that ``data`` completes."""
         *lines, self._rest = (self._rest + data).split(b"\n")
@@ -43,6 +48,8 @@ class LineReader:
     def __init__(self, fd: int, on_line: Callable[[str], None], *, name: str) -> None:
         self._fd = fd
         self._on_line = on_line
+        self._splitter = LineSplitter()
+        self._keeps = False
         self._thread = threading.Thread(target=self._read, name=f"spapr-{name}", daemon=True)
         self._thread.start()
 
@@ -51,14 +58,28 @@ class LineReader:
         self._thread.join(seconds)
         return not self._thread.is_alive()
 
+    def keep_rest(self) -> None:
+        """Let the stream's end not be the end of its last line: another stream goes on with it."""
+        self._keeps = True
+
+    @property
+    def rest(self) -> bytes:
+        """The line that had no end, of a stream that has ended."""
+        return self._splitter.rest
+
+    def begin_with(self, rest: bytes) -> None:
+        """Take the beginning of a line from elsewhere, before anything has come."""
+        for line in self._splitter.feed(rest):
+            self._on_line(line)
+
     def _read(self) -> None:
-        splitter = LineSplitter()
         try:
             while data := self._next():
-                for line in splitter.feed(data):
+                for line in self._splitter.feed(data):
                     self._on_line(line)
-            for line in splitter.end():
-                self._on_line(line)
+            if not self._keeps:
+                for line in self._splitter.end():
+                    self._on_line(line)
         finally:
             os.close(self._fd)
 

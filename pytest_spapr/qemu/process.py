@@ -52,6 +52,7 @@ class QemuProcess:
         self.argv = tuple(argv)
         self._timeline = timeline
         self._expected = False
+        self._retired = False
         self._exited = threading.Event()
         # Held to reap and to kill: a reaped pid may belong to somebody else.
         self._reaping = threading.Lock()
@@ -86,6 +87,10 @@ class QemuProcess:
     def expect_exit(self) -> None:
         """Say that QEMU is about to be ended on purpose."""
         self._expected = True
+
+    def retire(self) -> None:
+        """Say that another QEMU has the machine now: this one's end is not the timeline's."""
+        self._expected = self._retired = True
 
     def wait(self, deadline: Deadline) -> int:
         """Wait for QEMU's end and return its exit status.
@@ -150,7 +155,8 @@ class QemuProcess:
         how = exit_in_words(status)
         self._timeline.record(Lane.STDERR, f"QEMU (pid {popen.pid}) {how}")
         message = f"QEMU (pid {popen.pid}) was ended by the test, it {how}" if self._expected else f"QEMU (pid {popen.pid}) {how}"
-        self._timeline.end(MachineDied(message, status, words))
+        if not self._retired:
+            self._timeline.end(MachineDied(message, status, words))
         self._exited.set()
 
 

@@ -213,6 +213,15 @@ class Qmp:
 
         self._loop.run(send(), Deadline(self._seconds))
 
+    @property
+    def dead(self) -> bool:
+        """Whether it is known that QEMU has ended."""
+        return self._timeline.ended is not None
+
+    def swap(self, other: Qmp) -> None:
+        """Take the other one's connection, and give it this one's: whoever has this monitor speaks to another QEMU then."""
+        self._client, other._client = other._client, self._client
+
     def close(self) -> None:
         """Drop the connection."""
         # What a broken connection has to say was said to whoever used it last.

@@ -61,6 +61,14 @@ def restore(qmp: Qmp, timeline: Timeline, devices: bytes, deadline: Deadline) ->
     _migrate(qmp, timeline, "migrate-incoming", send, deadline)
 
 
+def migration_end(record: Record) -> str | None:
+    """Return how a migration ended, if this record says so: ``completed``, ``failed`` or ``cancelled``."""
+    if record.event != "MIGRATION" or record.data is None:
+        return None
+    status = str(record.data["data"]["status"])
+    return status if status in ("completed", "failed", "cancelled") else None
+
+
 def _migrate(qmp: Qmp, timeline: Timeline, command: str, transfer: Callable[[socket.socket], bytes], deadline: Deadline) -> bytes:
     qmp.execute("migrate-set-capabilities", _CAPABILITIES)
     ours, theirs = socket.socketpair()
@@ -71,7 +79,7 @@ def _migrate(qmp: Qmp, timeline: Timeline, command: str, transfer: Callable[[soc
         try:
             qmp.execute(command, {"uri": f"fd:{_CHANNEL}"})
             transferred = pool.submit(transfer, ours)
-            status = timeline.wait(_ended, since=since, deadline=deadline, what=f"QEMU's {command}")
+            status = timeline.wait(migration_end, since=since, deadline=deadline, what=f"QEMU's {command}")
             if status != "completed":
                 why = qmp.execute("query-migrate").get("error-desc", "no reason given")
                 raise MachineError(f"QEMU's {command} {status}: {why}")
@@ -87,13 +95,6 @@ def _result(transferred: Future[bytes], deadline: Deadline, what: str) -> bytes:
         return transferred.result(deadline.remaining)
     except TimeoutError as error:
         raise DeadlineExpired(what, deadline.seconds) from error
-
-
-def _ended(record: Record) -> str | None:
-    if record.event != "MIGRATION" or record.data is None:
-        return None
-    status = str(record.data["data"]["status"])
-    return status if status in ("completed", "failed", "cancelled") else None
 
 
 def _received(sock: socket.socket) -> bytes:

@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
-from pytest_spapr import Contract, Deadline, Kind, Outcome, PseriesMachine, Record
+import pytest
 
-from .kinds import plug
+from pytest_spapr import (
+    Contract,
+    Deadline,
+    Guest,
+    Kind,
+    LaunchMachine,
+    MachineDied,
+    MachineError,
+    Outcome,
+    PseriesMachine,
+    QemuBuild,
+    Record,
+)
+from pytest_spapr.hotplug.defects import KNOWN_DEFECTS
+
+from .inventory import events_since
+from .kinds import SILENCE, plug, silenced
 
 
 @contextmanager
@@ -31,6 +50,15 @@ def migrating(machine: PseriesMachine) -> Iterator[None]:
     machine.timeline.wait(over, since=since, deadline=Deadline(machine.budgets.qmp), what="the migration's end")
 
 
+#: Before it, the decrementer stays behind, and with it the guest's timers.
+MOVES_TIMERS = (8, 2, 0)
+
+
+def children() -> set[str]:
+    """Return the processes that this one has started and that live."""
+    return {pid for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
+
+
 def test_nothing_goes_while_the_machine_migrates(machine: PseriesMachine, contract: Contract, kind: Kind) -> None:
     """C42, P31: QEMU rejects the command, nothing is pending, and afterwards the device goes as ever."""
     device = plug(machine, kind)
@@ -42,3 +70,123 @@ def test_nothing_goes_while_the_machine_migrates(machine: PseriesMachine, contra
     assert device.configured
     assert not device.waiting
     assert device.unplug() == contract.removal(device)
+
+
+@pytest.fixture
+def moved(kind: Kind, qemu_build: QemuBuild, spapr_accelerator: str) -> Kind:
+    """A kind of device whose guest survives a move."""
+    defect = KNOWN_DEFECTS["tcg-smp-migration"]
+    if kind is Kind.CORE and defect.applies(qemu_build, spapr_accelerator, None):
+        pytest.skip(f"{defect.id}: {defect.summary}, as test_clones.py shows")
+    return kind
+
+
+class TestMove:
+    """The machine goes on in another QEMU."""
+
+    def test_a_device_goes_with_the_machine(self, machine: PseriesMachine, guest: Guest, contract: Contract, moved: Kind) -> None:
+        """C06, M12, P14: it is the guest's there as it was here, and can be removed."""
+        device = plug(machine, moved)
+        uptime = float(guest.read("/proc/uptime").split()[0])
+        left = machine.process
+        machine.migrate()
+        assert machine.process.pid != left.pid
+        assert left.exit_status is not None
+        assert device.configured
+        assert not device.waiting
+        # It is the same boot, and its time went on.
+        assert float(guest.run("cat /proc/uptime").check().stdout.split()[0]) > uptime
+        assert device.unplug() == contract.removal(device)
+
+    def test_what_is_pending_travels(
+        self, machine: PseriesMachine, guest: Guest, contract: Contract, qemu_build: QemuBuild, moved: Kind
+    ) -> None:
+        """C42, P31: QEMU waits there, a repeat is answered as promised, and when the cause is gone the device goes, told once."""
+        if moved is Kind.CORE and qemu_build.version < MOVES_TIMERS:
+            pytest.skip(
+                f"{qemu_build.version_text}: the timers of a CPU that goes at once cannot be set going (QEMU 8.2: Migrate DECR SPR)"
+            )
+        device = plug(machine, moved)
+        with silenced(machine, moved):
+            attempt = device.unplug()
+            assert attempt == contract.silence(device, cause=SILENCE[moved])
+            since = machine.timeline.mark()
+            machine.migrate()
+            assert device.waiting
+            assert device.unplug() == contract.repeat(device, after="migration")
+        if moved is Kind.DIMM:
+            guest.memory.remove(device.drcs[0])
+        assert device.follow(attempt) == contract.after(device, what="migration")
+        deleted = [event["data"] for event in events_since(machine, since, "DEVICE_DELETED")]
+        assert [data["path"] for data in deleted if data.get("device") == device.id] == [device.qom_path]
+
+    def test_a_reset_removes_what_came_pending(self, machine: PseriesMachine, contract: Contract, moved: Kind) -> None:
+        """C33, C42, P31."""
+        device = plug(machine, moved)
+        with silenced(machine, moved):
+            attempt = device.unplug()
+            machine.migrate()
+            since = machine.timeline.mark()
+            machine.reset(wait=False)
+        machine.await_ready(since)
+        assert device.follow(attempt) == contract.after(device, what="reset")
+
+    def test_the_destination_recovers_which_memory_is_left(
+        self, machine: PseriesMachine, guest: Guest, contract: Contract
+    ) -> None:
+        """C42: pending_dimm_unplugs stays behind, and no repeat makes it anew (spapr_recover_pending_dimm_state)."""
+        dimm = machine.dimms.plug()
+        with guest.memory.offline_refused():
+            attempt = dimm.unplug()
+        machine.migrate()
+        assert dimm.waiting
+        guest.memory.remove(dimm.drcs[0])
+        assert dimm.follow(attempt) == contract.after(dimm, what="migration")
+
+    def test_what_qemu_chose_is_kept(self, machine: PseriesMachine, guest: Guest, contract: Contract) -> None:
+        """X08: slots and addresses that are not the first free ones, functions of one slot, a card behind a PHB; and twice."""
+        first, second = machine.dimms.plug(), machine.dimms.plug(512)
+        assert first.unplug() == contract.removal(first)
+        phb = machine.phbs.plug()
+        card = phb.pci.plug("virtio-rng-pci")
+        functions = machine.pci.plug_functions("virtio-rng-pci")
+        before = machine.qmp.execute("query-memory-devices")[0]["data"]
+        for _ in range(2):
+            machine.migrate()
+            after = machine.qmp.execute("query-memory-devices")[0]["data"]
+            assert {**before, "hotplugged": after["hotplugged"]} == after
+            assert all(device.configured for device in (second, phb, card, *functions))
+        third = machine.dimms.plug()
+        for device in (third, second, card):
+            assert device.unplug() == contract.removal(device)
+
+    def test_a_paused_machine_stays_paused(self, machine: PseriesMachine, guest: Guest) -> None:
+        """And a machine whose guest never ran moves too; see the next test."""
+        with machine.paused():
+            machine.migrate()
+            assert machine.status() == "paused"
+        assert guest.run("echo up").check().stdout == "up\n"
+
+    def test_one_that_has_not_run_boots_there(self, launch_machine: LaunchMachine) -> None:
+        """What was plugged in at ``-S`` is there from the start."""
+        machine = launch_machine(boot=False)
+        dimm = machine.dimms.plug()
+        machine.migrate()
+        machine.boot()
+        assert dimm.configured
+
+    def test_a_machine_that_cannot_move_goes_on(self, machine: PseriesMachine, guest: Guest) -> None:
+        """What QMP never saw is told, no QEMU is left behind, and the machine runs."""
+        machine.qmp.hmp("device_add virtio-rng-pci,id=stranger,bus=pci.0,addr=5")
+        before, pid = children(), machine.process.pid
+        with pytest.raises(MachineError, match=r"other devices: device stranger \(device here, absent there\)"):
+            machine.migrate()
+        assert (children(), machine.process.pid) == (before, pid)
+        assert guest.run("echo up").check().stdout == "up\n"
+
+    def test_the_death_of_the_destination_is_the_machines(self, machine: PseriesMachine) -> None:
+        """A wait ends with it, as ever."""
+        machine.migrate()
+        os.kill(machine.process.pid, signal.SIGKILL)
+        with pytest.raises(MachineDied, match="SIGKILL"):
+            machine.guest.run("sleep 100")

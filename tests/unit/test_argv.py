@@ -14,6 +14,7 @@ import pytest
 from pytest_spapr.errors import ConfigError
 from pytest_spapr.qemu.argv import DEFAULT_KERNEL_ARGS, Channels, MachineSpec, Ram, argv
 from pytest_spapr.qemu.build import QemuBuild
+from pytest_spapr.qemu.plugged import Plugged
 
 BUILD = QemuBuild(
     name="7.2",
@@ -79,6 +80,22 @@ def test_memory_in_a_file(private: bool, share: str, incoming: list[str]) -> Non
     assert values("-machine", line) == ["pseries,x-vof=on,memory-backend=ram"]
     assert values("-object", line) == [f"memory-backend-file,id=ram,size=512M,mem-path=/t/a,,b,share={share}"]
     assert values("-incoming", line) == incoming
+
+
+def test_a_machine_that_comes_from_elsewhere() -> None:
+    """Its memory is named as a clone's is, and is no file: the template's is not to be written to."""
+    plugged = (
+        Plugged("object-add", {"qom-type": "memory-backend-ram", "id": "memory1", "size": 1 << 28}),
+        Plugged("device_add", {"driver": "pc-dimm", "id": "dimm1", "memdev": "memory1", "note": "a,b", "multifunction": True}),
+    )
+    line = argv(BUILD, MachineSpec(memory=512), IMAGE, CHANNELS, Ram(None), plugged)
+    assert values("-object", line) == [
+        "memory-backend-ram,id=ram,size=512M",
+        "memory-backend-ram,id=memory1,size=268435456",
+    ]
+    assert values("-device", line)[-1] == "pc-dimm,id=dimm1,memdev=memory1,note=a,,b,multifunction=on"
+    assert values("-incoming", line) == ["defer"]
+    assert values("-incoming", argv(BUILD, MachineSpec(), IMAGE, CHANNELS, None, ())) == ["defer"]
 
 
 def test_without_an_image_there_is_no_kernel_and_no_network() -> None:

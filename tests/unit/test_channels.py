@@ -62,6 +62,24 @@ class TestReader:
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(read)
 
+    def test_a_line_that_goes_on_in_another_stream_is_one(self) -> None:
+        heard: list[str] = []
+        readers, ends = [], []
+        for _ in range(2):
+            read, write = os.pipe()
+            readers.append(LineReader(read, heard.append, name="test"))
+            ends.append(write)
+        one, other = readers
+        os.write(ends[0], b"before\nbeg")
+        one.keep_rest()
+        os.close(ends[0])
+        assert one.join(10)
+        other.begin_with(one.rest)
+        os.write(ends[1], b"un\n")
+        os.close(ends[1])
+        assert other.join(10)
+        assert heard == ["before", "begun"]
+
     def test_a_line_is_told_when_it_is_there_not_at_the_end(self) -> None:
         told = threading.Event()
         read, write = os.pipe()

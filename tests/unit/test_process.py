@@ -57,6 +57,15 @@ def death(timeline: Timeline) -> MachineDied:
     return died.value
 
 
+def test_one_that_is_retired_does_not_end_the_timeline(start: Start, timeline: Timeline) -> None:
+    process = start({"stderr": "up"}, {"hang": True})
+    heard(timeline, "up")
+    process.retire()
+    process.close()
+    assert timeline.ended is None
+    assert timeline.since()[-1].text == f"QEMU (pid {process.pid}) was killed by SIGKILL"
+
+
 def test_what_it_writes_is_on_the_timeline(start: Start, timeline: Timeline) -> None:
     start({"stderr": "a warning"}, {"stdout": "a word"}, {"stderr": "spapr_drc_attach drc: 0x10000008"}, {"exit": 0})
     death(timeline)

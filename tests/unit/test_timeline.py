@@ -13,7 +13,7 @@ import pytest
 
 from pytest_spapr.deadline import Deadline
 from pytest_spapr.errors import DeadlineExpired, MachineDied
-from pytest_spapr.timeline import Lane, Margin, Record, Timeline
+from pytest_spapr.timeline import Branch, Lane, Margin, Record, Timeline
 
 SECONDS = 20
 DEATH = MachineDied("QEMU was killed by SIGKILL", -9)
@@ -303,3 +303,26 @@ class TestFiles:
         lines = (tmp_path / "jsonl").read_text().splitlines()
         assert [json.loads(line)["seq"] for line in lines] == list(range(len(lines)))
         assert len((tmp_path / "text").read_text().splitlines()) == len(lines)
+
+
+class TestBranch:
+    """The timeline of a QEMU that is to take over."""
+
+    def test_what_it_records_is_on_both(self) -> None:
+        trunk = Timeline()
+        trunk.step("before")
+        branch = Branch(trunk)
+        branch.step("here")
+        assert [record.text for record in trunk.since()] == ["before", "here"]
+        assert [record.text for record in branch.since()] == ["here"]
+
+    @pytest.mark.parametrize("late", [False, True], ids=["ends first", "merges first"])
+    def test_its_end_is_the_machines_when_it_has_taken_over(self, late: bool) -> None:
+        trunk = Timeline()
+        branch = Branch(trunk)
+        if not late:
+            branch.end(DEATH)
+            assert trunk.ended is None
+        branch.merge()
+        branch.end(DEATH)
+        assert branch.ended is trunk.ended is DEATH

@@ -1,0 +1,59 @@
+"""A machine's move from one QEMU to another: its whole state, RAM too, through a socket that joins the two."""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING, Final
+
+from pytest_spapr.deadline import Deadline
+from pytest_spapr.errors import MachineDied, MachineError, QmpRefused
+from pytest_spapr.qemu.snapshot import migration_end
+from pytest_spapr.timeline import Timeline
+
+if TYPE_CHECKING:
+    from pytest_spapr.qemu.qmp import Qmp
+
+# A clone was started with the first one on.
+_CAPABILITIES: Final = {
+    "capabilities": [{"capability": "x-ignore-shared", "state": False}, {"capability": "events", "state": True}]
+}
+_CHANNEL: Final = "move"
+# Bytes per second. QEMU's default is for a network that others use too.
+_UNBOUNDED: Final = 1 << 40
+
+
+def move(source: Qmp, destination: Qmp, arrived: Timeline, deadline: Deadline) -> None:
+    """Give the state of a stopped machine to a QEMU that was started with ``-incoming defer``. Both are paused then.
+
+    RAM goes through the stream whole, whatever it is in: a clone's is a private mapping, which no other process can have. Pages of
+    zeros are told, not sent.
+
+    :param arrived: the timeline of the destination alone.
+    :raises MachineError: QEMU says that the machine cannot be migrated, or the destination could make no sense of it.
+    :raises DeadlineExpired: it took too long.
+    """
+    for monitor in (source, destination):
+        monitor.execute("migrate-set-capabilities", _CAPABILITIES)
+    source.execute("migrate-set-parameters", {"max-bandwidth": _UNBOUNDED})
+    one, other = socket.socketpair()
+    with one, other:
+        source.give(one.fileno(), _CHANNEL)
+        destination.give(other.fileno(), _CHANNEL)
+    since = arrived.mark()
+    try:
+        destination.execute("migrate-incoming", {"uri": f"fd:{_CHANNEL}"})
+        source.execute("migrate", {"uri": f"fd:{_CHANNEL}"})
+        status = arrived.wait(migration_end, since=since, deadline=deadline, what="the destination to have the machine's state")
+        why = "" if status == "completed" else f"the destination {status}: {_reason(destination)}"
+    except QmpRefused as refused:
+        why = refused.description
+    except MachineDied as died:
+        if source.dead:
+            raise
+        why = f"the destination: {died}\nthe source: {_reason(source)}"
+    if why:
+        raise MachineError(f"the machine cannot be migrated: {why}")
+
+
+def _reason(qmp: Qmp) -> str:
+    return str(qmp.execute("query-migrate").get("error-desc", "no reason given"))
