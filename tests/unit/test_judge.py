@@ -208,6 +208,19 @@ def test_a_machine_that_stops_meanwhile_hears_nothing() -> None:
     assert attempt(script, seconds=60).cause is Silence.NOT_DELIVERED
 
 
+def test_a_machine_that_was_paused_and_runs_again_is_listened_to() -> None:
+    """As one is that was moved to another QEMU before the attempt was followed."""
+
+    def script(machine: ScriptedMachine) -> None:
+        machine.awaiting()
+        machine.timeline.record(Lane.EVENT, "STOP", {"event": "STOP", "data": {}})
+        machine.timeline.record(
+            Lane.EVENT, "DEVICE_DELETED", {"event": "DEVICE_DELETED", "data": {"device": "core1", "path": "x"}}
+        )
+
+    assert attempt(script, seconds=60).outcome is Outcome.REMOVED
+
+
 def test_a_machine_without_an_operating_system() -> None:
     machine = ScriptedMachine(ScriptedMachine.awaiting)
     machine.has_guest = False
