@@ -253,7 +253,6 @@ class Machine:
         memory is there twice.
 
         Before QEMU 8.2 the guest's timers would stand still for ever: they are set going again as a clone's are, by ``guest.renew()``.
-
         Devices and objects are those that QMP's ``device_add`` and ``object-add`` made, whoever sent them, with the ids and places that
         they have. Other backends that were made by QMP do not travel, nor does ssh: a command that runs is lost, a new one connects.
 
@@ -266,7 +265,6 @@ class Machine:
         arrived = Branch(self.timeline)
         with self._held(), ExitStack() as on_failure:
             devices = settled(self.qmp, plugged(self.timeline.since(0, Lane.QMP, Lane.EVENT)))
-            # A state fits memory of the same name only, and a template's file is not to be written to.
             ram = self._ram and Ram(None)
             destination = self._launch(arrived, ram, devices)
             on_failure.callback(destination.close)
@@ -322,9 +320,7 @@ class Machine:
         return Instance(command, self.build, harness.loop, timeline, self.budgets, keep=harness.keep)
 
     def _take_up(self, instance: Instance) -> None:
-        self._instance = instance
-        self.qmp = instance.qmp
-        self.process = instance.process
+        self._instance, self.qmp, self.process = instance, instance.qmp, instance.process
 
     def _moved_to(self, destination: Instance) -> None:
         """Leave the QEMU of this machine, which has given all that it had to another one, and end it."""
@@ -349,7 +345,11 @@ class Machine:
     def _go_on(self) -> None:
         self.qmp.execute("cont")
         if self._timers_stand and self._guest is not None and self._guest.usable:
-            self._guest.renew(self._guest.cpus.online())
+            # The last one first, and before anything is asked: where its removal was pending it begins now, and a CPU without timers
+            # does not come to the end of it [Linux 6.1: hard LOCKUP in snooze_loop].
+            supposed = range(len(self.qmp.execute("query-cpus-fast")))
+            self._guest.renew(reversed(supposed))
+            self._guest.renew(self._guest.cpus.online().difference(supposed))
         self._timers_stand = False
 
     def _meet_guest(self, image: GuestImage) -> Guest:

@@ -186,7 +186,7 @@ class Guest:
         The time is late by less than that. Where this returns, the kernel's random generator has been seeded anew from the host's:
         whatever asks it from then on, a new process's layout included, gets what no other clone gets.
 
-        :param cpus: those that have timers to go on; one that has gone meanwhile has none.
+        :param cpus: those that have timers to go on, in this order; one that is not online has none.
         :raises GuestError: the image cannot do it, or its kernel refused. :raises DeadlineExpired: no answer.
         """
         if self._console is None:
