@@ -97,8 +97,12 @@ class TestMove:
         assert float(guest.run("cat /proc/uptime").check().stdout.split()[0]) > uptime
         assert device.unplug() == contract.removal(device)
 
-    def test_what_is_pending_travels(self, machine: PseriesMachine, guest: Guest, contract: Contract, moved: Kind) -> None:
+    def test_what_is_pending_travels(
+        self, machine: PseriesMachine, guest: Guest, contract: Contract, qemu_build: QemuBuild, moved: Kind
+    ) -> None:
         """C42, P31: QEMU waits there, a repeat is answered as promised, and when the cause is gone the device goes, told once."""
+        if moved is Kind.CORE and qemu_build.version < (6, 0, 0):
+            pytest.skip(f"{qemu_build.version_text} leaves the timers behind, and the guest hangs before they can be set going")
         device = plug(machine, moved)
         with silenced(machine, moved):
             attempt = device.unplug()
