@@ -66,7 +66,8 @@ class Result:
     """One scenario on one machine.
 
     :ivar trouble: why it did not come to its end: what failed, in words; None if it did.
-    :ivar defect: the id of the known defect that QEMU died of. :ivar crashed: whether QEMU died, of whatever.
+    :ivar defect: the id of the known defect that QEMU died of, or for which the scenario was not played.
+    :ivar crashed: whether QEMU died, of whatever.
     :ivar seconds: what it took, without the machine's start.
     """
 

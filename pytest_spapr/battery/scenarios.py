@@ -6,16 +6,21 @@ A step has the contract's name for its situation. Where none speaks of it, what 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Final
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final
 
 from pytest_spapr.battery.provoke import KINDS, SILENCE, plug, silenced
 from pytest_spapr.battery.stage import Stage
 from pytest_spapr.errors import ConfigError
+from pytest_spapr.hotplug.defects import KNOWN_DEFECTS, KnownDefect
 from pytest_spapr.hotplug.outcome import Kind, Outcome
+
+if TYPE_CHECKING:
+    from pytest_spapr.qemu.build import QemuBuild
 
 #: Longer than any time limit that a QEMU ever had for an unplug: 15 s, and what a host may be late by.
 _OUTLASTS: Final = 17.0
+_CORE_MIGRATION: Final = ("tcg-smp-migration", "tcg-pending-core-migration")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,6 +30,7 @@ class Scenario:
     :ivar name: unique, e.g. ``dimm-later-lmb``. :ivar title: the same in words. :ivar play: does it.
     :ivar boots: whether its guest is to be up; else the machine stands before its first instruction.
     :ivar shape: what its machine has other than a test's default, as in ``MachineSpec``.
+    :ivar prevented: the known defects that keep it from its end: it is not played where one of them applies.
     """
 
     name: str
@@ -33,6 +39,12 @@ class Scenario:
     play: Callable[[Stage], None]
     boots: bool = True
     shape: Mapping[str, Any] = field(default_factory=dict)
+    prevented: tuple[str, ...] = ()
+
+    def prevented_by(self, build: QemuBuild, accelerator: str, kernel: str | None) -> KnownDefect | None:
+        """Return the known defect for which it is not played on such machines; None where it can be."""
+        rows = (KNOWN_DEFECTS[name] for name in self.prevented)
+        return next((row for row in rows if row.applies(build, accelerator, kernel)), None)
 
 
 def chosen(names: Iterable[str]) -> tuple[Scenario, ...]:
@@ -219,7 +231,8 @@ def _of_each_kind() -> Iterator[Scenario]:
         yield _of(kind, "unconfigured", "the guest never had it", _unconfigured)
         yield _of(kind, "paused", "the machine is paused", _paused)
         yield _of(kind, "reset", f"a reset while it is pending ({SILENCE[kind]})", _reset)
-        yield _of(kind, "migration", f"a migration while it is pending ({SILENCE[kind]})", _migration)
+        migration = _of(kind, "migration", f"a migration while it is pending ({SILENCE[kind]})", _migration)
+        yield replace(migration, prevented=_CORE_MIGRATION) if kind is Kind.CORE else migration
         yield _of(kind, "firmware", "the firmware has the machine", _firmware)
     for kind in Kind:
         yield _of(kind, "before-boot", "no guest has ever run", _before_boot, boots=False)

@@ -160,6 +160,9 @@ class _Player:
         from pytest_spapr.battery.scenarios import named
 
         scenario = named(name)
+        found = (self._cell.build(), self._cell.accelerator(), self._cell.kernel_release())
+        if (defect := scenario.prevented_by(*found)) is not None:
+            return Result(scenario=name, trouble=f"it is not played: {defect.summary}", defect=defect.id)
         return perform(scenario, lambda: self._machine(scenario), self._contract)
 
     @contextmanager

@@ -72,7 +72,7 @@ def _played(run: Run, settings: Sequence[Settings], scenarios: Sequence[str]) ->
         phase = f"{len(left)} scenarios" + (f", try {number}" if number > 1 else "")
         for task, result in play(settings, left, run.progress, phase):
             results[task.scenario][task.cell] = result
-        left = [task for task in left if (seen := results[task.scenario][task.cell]) is None or seen.defect is not None]
+        left = [task for task in left if (seen := results[task.scenario][task.cell]) is None or (seen.crashed and seen.defect)]
         if not left:
             break
     return results

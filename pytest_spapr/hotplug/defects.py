@@ -200,6 +200,16 @@ _ROWS: Final = (
         accelerators=_TCG,
     ),
     KnownDefect(
+        id="tcg-pending-core-migration",
+        summary="after a migration under TCG with the removal of a core pending, the guest hangs as it begins with the removal",
+        reference="before 8.2 no decrementer travels, and the guest comes to the removal before its timers can be set going again",
+        seen="QEMU 5.2.0; with 7.2.22 the timers are set going in time",
+        since="QEMU 5.2 or earlier",
+        fixed="QEMU 7.2 or earlier",
+        versions=(((0, 0, 0), (7, 2, 0)),),
+        accelerators=_TCG,
+    ),
+    KnownDefect(
         id="dimm-first-lmb-silent",
         summary="a DIMM's refusal is not signalled when its first LMB fails, so never for a DIMM of one LMB",
         reference="Linux dlpar_memory_remove_by_ic unisolates only LMBs that it had removed, and no QEMU compensates",

@@ -152,7 +152,7 @@ def _cell(result: Result | None, step: str) -> Cell:
     one = result.find(step)
     if result.defect is not None and (one is None or one.outcome == Outcome.CRASHED):
         # No difference from the contract: what is known of the build is told by that row.
-        return Cell(f"QEMU died: {result.defect}", one=one)
+        return Cell(f"{'QEMU died' if result.crashed else 'not played'}: {result.defect}", one=one)
     if one is not None:
         return Cell(in_words(one), one.differences, one)
     return Cell(result.trouble or "—")

@@ -14,7 +14,7 @@ import pytest
 from pytest_spapr.battery.compare import Comparison, Verdict, compare
 from pytest_spapr.battery.observation import Observation, Result, in_words, observe
 from pytest_spapr.battery.run import perform
-from pytest_spapr.battery.scenarios import SCENARIOS, Scenario, chosen
+from pytest_spapr.battery.scenarios import SCENARIOS, Scenario, chosen, named
 from pytest_spapr.battery.stage import Stage
 from pytest_spapr.errors import ConfigError, LaunchFailed, MachineDied
 from pytest_spapr.hotplug.attempt import Attempt, Views
@@ -179,6 +179,24 @@ class TestScenarios:
         assert chosen([]) == SCENARIOS
         assert {scenario.kind for scenario in chosen(["phb", "core-removal"])} == {Kind.PHB, Kind.CORE}
         assert [scenario.name for scenario in chosen(["core-removal"])] == ["core-removal"]
+
+    @pytest.mark.parametrize(
+        ("version", "accelerator", "defect"),
+        [
+            ((5, 2, 0), "tcg", "tcg-pending-core-migration"),
+            ((7, 2, 22), "tcg", None),
+            ((10, 0, 13), "tcg", "tcg-smp-migration"),
+            ((10, 0, 13), "kvm", None),
+            ((11, 1, 3), "tcg", None),
+        ],
+    )
+    def test_one_that_a_known_defect_would_hang_is_prevented(
+        self, version: tuple[int, int, int], accelerator: str, defect: str | None
+    ) -> None:
+        build: Any = SimpleNamespace(version=version)
+        found = named("core-migration").prevented_by(build, accelerator, None)
+        assert (found and found.id) == defect
+        assert named("dimm-migration").prevented_by(build, accelerator, None) is None
 
     def test_one_that_does_not_exist_is_an_error_that_lists_them(self) -> None:
         with pytest.raises(ConfigError, match=r"no scenario is called 'cores'; there are core-removal, "):

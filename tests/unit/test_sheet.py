@@ -63,6 +63,17 @@ def test_a_death_of_a_known_defect_is_no_difference_and_trouble_at_the_end_is_to
     assert "| end |" not in markdown(alone), "the step has told it"
 
 
+def test_what_a_known_defect_prevents_was_not_played(sheet: Sheet) -> None:
+    prevented = Result(scenario="core-removal", trouble="it is not played: it hangs", defect="tcg-smp-migration")
+    one = replace(
+        sheet, results={**sheet.results, "core-removal": [prevented, Result(scenario="core-removal", observations=(seen(),))]}
+    )
+    assert (
+        "| the guest gives it up | unplug | not played: tcg-smp-migration | removed: DEVICE_DELETED |"
+        in markdown(one).splitlines()
+    )
+
+
 def test_it_is_the_same_text_for_the_same_behaviour(sheet: Sheet) -> None:
     """No time, no path, no id: what is under version control changes only if QEMU does."""
     slower = {name: [replace(one, seconds=9.9) if one else None for one in results] for name, results in sheet.results.items()}
