@@ -28,7 +28,7 @@ def test_a_request_while_the_firmware_runs_is_granted_by_the_boot(
 ) -> None:
     """C39, M40, P30: SLOF knows nothing of hot-unplug; what is pending goes when Linux calls CAS, before it can have a say."""
     if kind is Kind.DIMM and "memory-unplug-before-cas" not in qemu_build.features:
-        pytest.skip(f"{qemu_build.version_text} rejects it: see the next test")
+        pytest.skip(f"{qemu_build.version_text} rejects it: see test_every_kind.py")
     device = plug(machine, kind)
     since = reset_into_firmware(machine)
     attempt = device.unplug()
@@ -36,21 +36,6 @@ def test_a_request_while_the_firmware_runs_is_granted_by_the_boot(
     gone = machine.await_records(lambda r: r.event == "DEVICE_DELETED" and device.id in r.text, 1, since, "its event")[0]
     up = machine.await_records(lambda r: r.lane is Lane.SERVICE and r.text == "init: started", 1, since, "the guest's init")[0]
     assert gone.seq < up.seq
-
-
-def test_a_request_before_cas_waits_for_it_or_is_rejected(machine: PseriesMachine, contract: Contract, kind: Kind) -> None:
-    """C39, M40, P30: the reset has QEMU forget what the guest can do, which 5.2 wants to know before it asks for memory."""
-    device = plug(machine, kind)
-    with machine.paused():
-        since = machine.timeline.mark()
-        machine.reset(wait=False)
-        attempt = device.unplug()
-        assert attempt == contract.before_cas(device)
-    machine.await_ready(since)
-    if attempt.outcome is Outcome.PENDING:
-        assert device.follow(attempt) == contract.after(device, what="CAS")
-    else:
-        assert device.configured
 
 
 def test_what_comes_while_the_firmware_runs_goes_without_a_question(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pytest_spapr import Contract, Guest, Kind, PseriesMachine
+from pytest_spapr import Contract, Guest, Kind, Outcome, PseriesMachine
 
 from .inventory import events_since
 from .kinds import SILENCE, plug, silenced
@@ -48,15 +48,21 @@ def test_a_silent_device_vanishes_at_reset(machine: PseriesMachine, contract: Co
 
 
 def test_a_request_before_the_guest_boots_is_granted_by_its_boot(machine: PseriesMachine, contract: Contract, kind: Kind) -> None:
-    """C33, M40, P30: after the reset and before CAS the firmware has the machine, which knows nothing of hot-unplug."""
+    """C33, C39, M40, P30: after the reset the firmware has the machine, which knows nothing of hot-unplug, until the guest calls CAS.
+
+    QEMU 5.2 rejects a DIMM's: the reset has it forget what the guest can do.
+    """
     device = plug(machine, kind)
     with machine.paused():
         since = machine.timeline.mark()
         machine.reset(wait=False)
         attempt = device.unplug()
-        assert attempt == contract.silence(device, cause="machine paused")
+        assert attempt == contract.before_cas(device)
     machine.await_ready(since)
-    assert device.follow(attempt) == contract.after(device, what="CAS")
+    if attempt.outcome is Outcome.PENDING:
+        assert device.follow(attempt) == contract.after(device, what="CAS")
+    else:
+        assert device.configured
 
 
 def test_a_device_that_stays_survives_a_reset(machine: PseriesMachine, contract: Contract, kind: Kind) -> None:
@@ -84,7 +90,8 @@ def test_a_guest_that_keeps_its_device_can_give_up_the_others(machine: PseriesMa
     core, dimm, pci = (plug(machine, kind) for kind in (Kind.CORE, Kind.DIMM, Kind.PCI))
     since = machine.timeline.mark()
     with guest.memory.offline_refused(), guest.cpus.offline(0):
-        assert core.unplug() == contract.refusal(core, cause="last online CPU")
+        attempt = core.unplug()
+        assert attempt == contract.refusal(core, cause="last online CPU")
         assert dimm.unplug() == contract.silence(dimm, cause="first LMB refused")
         assert pci.unplug() == contract.removal(pci)
     told = [
@@ -92,4 +99,4 @@ def test_a_guest_that_keeps_its_device_can_give_up_the_others(machine: PseriesMa
         for event in events_since(machine, since, "DEVICE_DELETED", "DEVICE_UNPLUG_GUEST_ERROR")
         if "device" in event["data"]
     ]
-    assert told == [core.id, pci.id]
+    assert told == ([core.id] if attempt.outcome is Outcome.REFUSED else []) + [pci.id]
