@@ -22,9 +22,6 @@ from pytest_spapr.templates import make, store
 from pytest_spapr.templates.store import NoTemplate, Template
 from pytest_spapr.timeline import Lane, Timeline
 
-#: Seconds; a few milliseconds when the host has nothing else to do.
-_OPENED = 0.05
-
 
 class Maker:
     """Asks for templates in a cache of its own."""
@@ -62,12 +59,10 @@ def clone_of(maker: Maker, spec: MachineSpec, snapshot: Snapshot) -> Iterator[Ps
         machine.close()
 
 
-def test_a_template_is_opened_at_once_and_its_clones_leave_it_as_it_was(maker: Maker) -> None:
+def test_the_clones_of_a_template_leave_it_as_it_was(maker: Maker) -> None:
     spec = maker.spec(max_cpus=2)
     made = maker.obtain(spec)
-    began = time.monotonic()
     found = store.find(maker.cache, made.key)
-    assert time.monotonic() - began < _OPENED
     assert found is not None
     firmware = [Path(path).name for path in found.manifest["firmware"]]
     assert firmware in (["vof.bin"], ["slof.bin"])
