@@ -156,7 +156,8 @@ class Small(Run):
     def command(self) -> list[str]:
         real = {name: (self.cache / name).readlink() for name in _SHARED}
         links = " && ".join(f"ln -s '{target}' '{self.cache}/{name}'" for name, target in real.items())
-        last = f"mount -o remount,{self.mode} '{self.cache}'"
+        # Of this mount, not of its file system: that has its owner among its options, by a number that the namespace may not know.
+        last = f"mount -o remount,bind,{self.mode} '{self.cache}'"
         script = f"mount -t tmpfs -o size={self.size},mode=700 none '{self.cache}' && {links} && {last} && exec \"$@\""
         return ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, "sh", *super().command()]
 
