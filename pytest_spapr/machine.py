@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
@@ -199,7 +199,8 @@ class Machine:
     def cont(self) -> None:
         """Let the machine run on."""
         self.timeline.step("cont")
-        self._go_on()
+        self.qmp.execute("cont")
+        self._set_timers_going()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -263,7 +264,7 @@ class Machine:
         self.timeline.step("migrate")
         self._forget_connection()
         arrived = Branch(self.timeline)
-        with self._held(), ExitStack() as on_failure:
+        with self.paused() if self.running else nullcontext(), ExitStack() as on_failure:
             devices = settled(self.qmp, plugged(self.timeline.since(0, Lane.QMP, Lane.EVENT)))
             ram = self._ram and Ram(None)
             destination = self._launch(arrived, ram, devices)
@@ -330,20 +331,8 @@ class Machine:
         if self._guest is not None and self.image is not None:
             self._guest.moved(*self._ways(self.image))
 
-    @contextmanager
-    def _held(self) -> Iterator[bool]:
-        """Have the machine stand still in the ``with`` block, and run afterwards if it did before: what is given."""
-        running = self.running
-        if running:
-            self.qmp.execute("stop")
-        try:
-            yield running
-        finally:
-            if running and self.timeline.ended is None:
-                self._go_on()
-
-    def _go_on(self) -> None:
-        self.qmp.execute("cont")
+    def _set_timers_going(self) -> None:
+        """Have the timers of a guest that has moved go on, where they stand."""
         if self._timers_stand and self._guest is not None and self._guest.usable:
             # The last one first, and before anything is asked: where its removal was pending it begins now, and a CPU without timers
             # does not come to the end of it [Linux 6.1: hard LOCKUP in snooze_loop].

@@ -6,13 +6,13 @@ A step has the contract's name for its situation. Where none speaks of it, what 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_spapr.battery.provoke import KINDS, SILENCE, plug, silenced
 from pytest_spapr.battery.stage import Stage
 from pytest_spapr.errors import ConfigError
-from pytest_spapr.hotplug.defects import KNOWN_DEFECTS, KnownDefect
+from pytest_spapr.hotplug.defects import KnownDefect, first_that_applies
 from pytest_spapr.hotplug.outcome import Kind, Outcome
 
 if TYPE_CHECKING:
@@ -43,8 +43,7 @@ class Scenario:
 
     def prevented_by(self, build: QemuBuild, accelerator: str, kernel: str | None) -> KnownDefect | None:
         """Return the known defect for which it is not played on such machines; None where it can be."""
-        rows = (KNOWN_DEFECTS[name] for name in self.prevented)
-        return next((row for row in rows if row.applies(build, accelerator, kernel)), None)
+        return first_that_applies(self.prevented, build, accelerator, kernel)
 
 
 def chosen(names: Iterable[str]) -> tuple[Scenario, ...]:
@@ -220,9 +219,9 @@ def _nvdimm(stage: Stage) -> None:
     stage.unplug(plug(stage.machine, Kind.NVDIMM), "rejection: not supported")
 
 
-def _of(kind: Kind, name: str, title: str, play: Callable[[Stage, Kind], None], *, boots: bool = True) -> Scenario:
-    """Return the scenario of a play that several kinds have."""
-    return Scenario(name=f"{kind}-{name}", title=title, kind=kind, play=lambda stage: play(stage, kind), boots=boots)
+def _of(kind: Kind, name: str, title: str, play: Callable[[Stage, Kind], None], **given: Any) -> Scenario:
+    """Return the scenario of a play that several kinds have. :param given: more of the scenario."""
+    return Scenario(name=f"{kind}-{name}", title=title, kind=kind, play=lambda stage: play(stage, kind), **given)
 
 
 def _of_each_kind() -> Iterator[Scenario]:
@@ -231,8 +230,8 @@ def _of_each_kind() -> Iterator[Scenario]:
         yield _of(kind, "unconfigured", "the guest never had it", _unconfigured)
         yield _of(kind, "paused", "the machine is paused", _paused)
         yield _of(kind, "reset", f"a reset while it is pending ({SILENCE[kind]})", _reset)
-        migration = _of(kind, "migration", f"a migration while it is pending ({SILENCE[kind]})", _migration)
-        yield replace(migration, prevented=_CORE_MIGRATION) if kind is Kind.CORE else migration
+        prevented = _CORE_MIGRATION if kind is Kind.CORE else ()
+        yield _of(kind, "migration", f"a migration while it is pending ({SILENCE[kind]})", _migration, prevented=prevented)
         yield _of(kind, "firmware", "the firmware has the machine", _firmware)
     for kind in Kind:
         yield _of(kind, "before-boot", "no guest has ever run", _before_boot, boots=False)

@@ -273,17 +273,21 @@ def crash_defect(machine: PseriesMachine) -> KnownDefect | None:
         ids = ("tcg-core-removal-heap",) if heap_only else ("tcg-core-removal", "tcg-core-removal-heap")
     elif end.exit_status == -signal.SIGSEGV and "-spapr-cpu-core" in _plug_without_an_answer(machine):
         ids = ("tcg-core-add",)
-    return _first_that_applies(ids, machine)
+    return _of_machine(ids, machine)
 
 
 def hang_defect(machine: PseriesMachine) -> KnownDefect | None:
     """Return the known defect that explains why this machine's QEMU answers no command any more, or None."""
-    return _first_that_applies(("tcg-busy-vcpu-device-add",) if _plug_without_an_answer(machine) else (), machine)
+    return _of_machine(("tcg-busy-vcpu-device-add",) if _plug_without_an_answer(machine) else (), machine)
 
 
-def _first_that_applies(ids: Sequence[str], machine: PseriesMachine) -> KnownDefect | None:
-    rows = (KNOWN_DEFECTS[name] for name in ids)
-    return next((row for row in rows if row.applies(machine.build, machine.spec.accelerator, kernel=None)), None)
+def first_that_applies(ids: Sequence[str], build: QemuBuild, accelerator: str, kernel: str | None) -> KnownDefect | None:
+    """Return the first of these known defects that such machines have, see :meth:`KnownDefect.applies`; None if they have none of them."""
+    return next((row for row in map(KNOWN_DEFECTS.__getitem__, ids) if row.applies(build, accelerator, kernel)), None)
+
+
+def _of_machine(ids: Sequence[str], machine: PseriesMachine) -> KnownDefect | None:
+    return first_that_applies(ids, machine.build, machine.spec.accelerator, kernel=None) if ids else None
 
 
 def _a_core_was_freed(machine: PseriesMachine) -> bool:

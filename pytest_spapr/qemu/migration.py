@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from pytest_spapr.deadline import Deadline
 from pytest_spapr.errors import MachineDied, MachineError, QmpRefused
-from pytest_spapr.qemu.snapshot import migration_end
+from pytest_spapr.qemu.snapshot import migration_end, migration_reason
 from pytest_spapr.timeline import Timeline
 
 if TYPE_CHECKING:
@@ -44,16 +44,12 @@ def move(source: Qmp, destination: Qmp, arrived: Timeline, deadline: Deadline) -
         destination.execute("migrate-incoming", {"uri": f"fd:{_CHANNEL}"})
         source.execute("migrate", {"uri": f"fd:{_CHANNEL}"})
         status = arrived.wait(migration_end, since=since, deadline=deadline, what="the destination to have the machine's state")
-        why = "" if status == "completed" else f"the destination {status}: {_reason(destination)}"
+        why = "" if status == "completed" else f"the destination {status}: {migration_reason(destination)}"
     except QmpRefused as refused:
         why = refused.description
     except MachineDied as died:
         if source.dead:
             raise
-        why = f"the destination: {died}\nthe source: {_reason(source)}"
+        why = f"the destination: {died}\nthe source: {migration_reason(source)}"
     if why:
         raise MachineError(f"the machine cannot be migrated: {why}")
-
-
-def _reason(qmp: Qmp) -> str:
-    return str(qmp.execute("query-migrate").get("error-desc", "no reason given"))

@@ -69,6 +69,11 @@ def migration_end(record: Record) -> str | None:
     return status if status in ("completed", "failed", "cancelled") else None
 
 
+def migration_reason(qmp: Qmp) -> str:
+    """Return why a migration failed, in QEMU's words where it has some."""
+    return str(qmp.execute("query-migrate").get("error-desc", "no reason given"))
+
+
 def _migrate(qmp: Qmp, timeline: Timeline, command: str, transfer: Callable[[socket.socket], bytes], deadline: Deadline) -> bytes:
     qmp.execute("migrate-set-capabilities", _CAPABILITIES)
     ours, theirs = socket.socketpair()
@@ -81,8 +86,7 @@ def _migrate(qmp: Qmp, timeline: Timeline, command: str, transfer: Callable[[soc
             transferred = pool.submit(transfer, ours)
             status = timeline.wait(migration_end, since=since, deadline=deadline, what=f"QEMU's {command}")
             if status != "completed":
-                why = qmp.execute("query-migrate").get("error-desc", "no reason given")
-                raise MachineError(f"QEMU's {command} {status}: {why}")
+                raise MachineError(f"QEMU's {command} {status}: {migration_reason(qmp)}")
             return _result(transferred, deadline, f"the stream of QEMU's {command} to end")
         except BaseException:
             # Ends the transfer too, which the pool waits for.

@@ -22,9 +22,9 @@ from pytest_spapr import (
     Outcome,
     PseriesMachine,
     QemuBuild,
-    Record,
 )
 from pytest_spapr.hotplug.defects import KNOWN_DEFECTS
+from pytest_spapr.qemu.snapshot import migration_end
 
 from .inventory import events_since
 from .kinds import SILENCE, plug, silenced
@@ -42,12 +42,8 @@ def migrating(machine: PseriesMachine) -> Iterator[None]:
         yield
         since = machine.timeline.mark()
         machine.qmp.execute("migrate_cancel")
-
-    def over(record: Record) -> bool | None:
-        ends = ("cancelled", "failed")
-        return True if record.event == "MIGRATION" and record.data and record.data["data"]["status"] in ends else None
-
-    machine.timeline.wait(over, since=since, deadline=Deadline(machine.budgets.qmp), what="the migration's end")
+    end = machine.timeline.wait(migration_end, since=since, deadline=Deadline(machine.budgets.qmp), what="the migration's end")
+    assert end in ("cancelled", "failed")
 
 
 def destinations() -> list[str]:
