@@ -25,20 +25,25 @@ if TYPE_CHECKING:
     from pytest_spapr.fixtures import LaunchMachine
     from pytest_spapr.guest.guest import Guest
     from pytest_spapr.hotplug.attempt import Attempt
+    from pytest_spapr.hotplug.backend import Backend
     from pytest_spapr.hotplug.contract import Contract
     from pytest_spapr.hotplug.defects import KnownDefect
     from pytest_spapr.hotplug.expectation import Expectation
+    from pytest_spapr.hotplug.management import Verdict
     from pytest_spapr.hotplug.outcome import Kind, Outcome, Presence, Silence
     from pytest_spapr.hotplug.pseries import PseriesMachine
+    from pytest_spapr.hotplug.rtas import PlayedGuest
     from pytest_spapr.images.store import GuestImage
     from pytest_spapr.machine import Machine
     from pytest_spapr.qemu.argv import MachineSpec
     from pytest_spapr.qemu.build import QemuBuild
     from pytest_spapr.qemu.qmp import Qmp
+    from pytest_spapr.qemu.qtest import Qtest
     from pytest_spapr.timeline import Lane, Record, Timeline
 
 _HOMES = {
     "Attempt": "hotplug.attempt",
+    "Backend": "hotplug.backend",
     "BootFailed": "errors",
     "CommandFailed": "errors",
     "Contract": "hotplug.contract",
@@ -58,20 +63,24 @@ _HOMES = {
     "MachineError": "errors",
     "MachineSpec": "qemu.argv",
     "Outcome": "hotplug.outcome",
+    "PlayedGuest": "hotplug.rtas",
     "Presence": "hotplug.outcome",
     "PseriesMachine": "hotplug.pseries",
     "QemuBuild": "qemu.build",
     "Qmp": "qemu.qmp",
     "QmpRefused": "errors",
+    "Qtest": "qemu.qtest",
     "Record": "timeline",
     "Silence": "hotplug.outcome",
     "SpaprError": "errors",
     "SshFailed": "errors",
     "Timeline": "timeline",
+    "Verdict": "hotplug.management",
 }
 
 __all__ = [
     "Attempt",
+    "Backend",
     "BootFailed",
     "CommandFailed",
     "Contract",
@@ -91,16 +100,19 @@ __all__ = [
     "MachineError",
     "MachineSpec",
     "Outcome",
+    "PlayedGuest",
     "Presence",
     "PseriesMachine",
     "QemuBuild",
     "Qmp",
     "QmpRefused",
+    "Qtest",
     "Record",
     "Silence",
     "SpaprError",
     "SshFailed",
     "Timeline",
+    "Verdict",
 ]
 
 

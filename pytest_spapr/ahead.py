@@ -87,7 +87,7 @@ class _Preparation:
 
     def _prepare(self) -> None:
         # Paused, it needs no slot any more.
-        lease = self._slots.try_take(self._slots.weight(self._spec.cpus, self._spec.memory)) or self._slots.preparation()
+        lease = self._slots.try_take(self._slots.weight(self._spec.vcpus, self._spec.memory)) or self._slots.preparation()
         if lease is not None:
             with lease:
                 self._start()

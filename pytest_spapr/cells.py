@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from pytest_spapr.config import Settings
 from pytest_spapr.errors import SpaprError
-from pytest_spapr.supply import BINARY, check_recipe, contract_notes, supply_accelerator, supply_build, supply_image
+from pytest_spapr.supply import (
+    BINARY,
+    check_machine,
+    check_recipe,
+    contract_notes,
+    supply_accelerator,
+    supply_build,
+    supply_image,
+)
 
 if TYPE_CHECKING:
     from pytest_spapr.ahead import Ahead
@@ -69,6 +78,14 @@ class Cell:
         """Return the QEMU build. :raises SpaprError: see ``supply_build``."""
         return self._build.get(lambda: supply_build(self.settings, self.cache(), progress or _silent()))
 
+    def other_build(self, name: str) -> QemuBuild:
+        """Return one more build than the cell's, for its machines to move to. :param name: as for ``--spapr-qemu``.
+
+        :raises SpaprError: see ``supply_build``.
+        """
+        other = replace(self.settings, qemu=replace(self.settings.qemu, value=name))
+        return supply_build(other, self.cache(), _silent())
+
     def accelerator(self) -> str:
         """Return ``tcg`` or ``kvm``. :raises SpaprError: see ``supply_accelerator``."""
         return self._accelerator.get(lambda: supply_accelerator(self.settings, self.build()))
@@ -91,7 +108,7 @@ class Cell:
         """
         if image:
             check_recipe(self.settings)
-        self.build(progress)
+        check_machine(self.settings, self.build(progress))
         self.accelerator()
         if image and self.settings.asked:
             self.image(progress)

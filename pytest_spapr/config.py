@@ -25,6 +25,7 @@ T = TypeVar("T")
 Keep = Literal["never", "failed", "always"]
 Start = Literal["clone", "boot"]
 Firmware = Literal["auto", "vof", "slof"]
+TimelinePages = Literal["on", "off", "retain-on-failure"]
 
 
 _SIZE = re.compile(r"(?P<number>\d+(\.\d+)?)(?P<suffix>[KMGTkmgt]?)(i?[Bb])?")
@@ -143,6 +144,35 @@ OPTIONS = (
         help="what boots the guest: vof (fast), slof, or auto (the default), which is VOF where QEMU has it",
     ),
     Option(
+        name="machine",
+        kind="text",
+        metavar="TYPE[,PROPERTY=VALUE...]",
+        help="machine type and properties of tests that say nothing of them, as QEMU's -machine: pseries-7.2, pseries,ic-mode=xics",
+    ),
+    Option(name="cpu", kind="text", metavar="MODEL", help="CPU model of tests that name none, as QEMU's -cpu, e.g. power9"),
+    Option(
+        name="kernel_args",
+        kind="text",
+        metavar="ARGS",
+        help="arguments for the kernel of every guest, before those of the test, e.g. disable_radix",
+    ),
+    Option(
+        name="console",
+        kind="flag",
+        help="show what guests say on their consoles, and their kernels' logs, on the terminal as it comes, past pytest's capturing",
+    ),
+    Option(
+        name="backdoor",
+        kind="flag",
+        help="give each machine a second monitor, a socket for qmp-shell, and say on the terminal where it is",
+    ),
+    Option(
+        name="vfio_host",
+        kind="text",
+        metavar="ADDRESS",
+        help="a PCI function of this host that its vfio-pci driver has, e.g. 0000:01:00.0: the unplug of it is tested too",
+    ),
+    Option(
         name="template_space",
         kind="size",
         metavar="SIZE",
@@ -162,6 +192,23 @@ OPTIONS = (
         "also one that is killed: end it yourself with the command shown",
     ),
     Option(name="artefacts", kind="path", metavar="DIR", help="where failed tests leave their files. Default: artefacts/RUN"),
+    Option(
+        name="timeline",
+        kind="choice",
+        choices=("on", "off", "retain-on-failure"),
+        help="make a page of each machine's timeline, and one of the run that links to them: of every test (on), of those that fail "
+        "(retain-on-failure, the default), or of none (off)",
+    ),
+    Option(
+        name="record",
+        kind="flag",
+        help="leave, with the artefacts, a script for each machine that does what the test did to it, with nothing but qemu.qmp",
+    ),
+    Option(
+        name="coverage",
+        kind="flag",
+        help="leave on record, with the artefacts, what the run drove QEMU's connectors through; `spapr coverage --drc` reads it",
+    ),
     Option(name="cache_dir", kind="path", metavar="DIR", help="cache of QEMU builds, packages and guest images"),
     Option(name="offline", kind="flag", help="never use the network; what is not in the cache is missing"),
     Option(name="strict", kind="flag", help="fail a test where it would be skipped because QEMU or a guest image is missing"),
@@ -180,10 +227,19 @@ class Settings:
     accel: Setting[str]
     start: Setting[Start]
     firmware: Setting[Firmware]
+    machine: Setting[str | None]
+    cpu: Setting[str | None]
+    kernel_args: Setting[str | None]
+    console: Setting[bool]
+    backdoor: Setting[bool]
+    vfio_host: Setting[str | None]
     template_space: Setting[int]
     debian_mirror: Setting[str | None]
     keep: Setting[Keep]
     artefacts: Setting[Path | None]
+    timeline: Setting[TimelinePages]
+    record: Setting[bool]
+    coverage: Setting[bool]
     cache_dir: Setting[Path]
     offline: Setting[bool]
     strict: Setting[bool]
@@ -253,6 +309,11 @@ def read_cells(
         "firmware": "auto",
         "template_space": parse_size("8G"),
         "keep": "never",
+        "console": False,
+        "backdoor": False,
+        "timeline": "retain-on-failure",
+        "record": False,
+        "coverage": False,
         "offline": False,
         "strict": False,
         "cache_dir": platformdirs.user_cache_path("pytest-spapr"),

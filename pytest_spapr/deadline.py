@@ -9,10 +9,43 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from pytest_spapr.errors import DeadlineExpired
 
 Clock = Callable[[], float]
+
+
+class WorkingTime:
+    """A monotonic clock in seconds that stands still while a person is waited for: at a debugger's prompt. Safe for all threads.
+
+    :param clock: what it goes by; tests pass their own.
+    """
+
+    def __init__(self, clock: Clock = time.monotonic) -> None:
+        self._clock = clock
+        # What is left out of the clock's time, and since when it stands: one value, so that readers need no lock.
+        self._state: tuple[float, float | None] = (0.0, None)
+
+    def __call__(self) -> float:
+        lost, stopped = self._state
+        return (self._clock() if stopped is None else stopped) - lost
+
+    def stop(self) -> None:
+        """Stand still. A second call does nothing."""
+        lost, stopped = self._state
+        if stopped is None:
+            self._state = (lost, self._clock())
+
+    def go(self) -> None:
+        """Go on from where it stands. Does nothing to a clock that goes."""
+        lost, stopped = self._state
+        if stopped is not None:
+            self._state = (lost + self._clock() - stopped, None)
+
+
+#: What deadlines go by. One for the process: its threads wait for each other, and a debugger holds up the one that all wait for.
+working_time: Final = WorkingTime()
 
 
 class Deadline:
@@ -22,7 +55,7 @@ class Deadline:
     :param clock: a monotonic clock in seconds; tests pass their own.
     """
 
-    def __init__(self, seconds: float, *, clock: Clock = time.monotonic) -> None:
+    def __init__(self, seconds: float, *, clock: Clock = working_time) -> None:
         self.seconds = seconds
         self._clock = clock
         self._end = clock() + seconds

@@ -15,12 +15,14 @@ from pytest_spapr import markers
 from pytest_spapr.ahead import Ahead
 from pytest_spapr.case import case_of
 from pytest_spapr.cells import Cell
+from pytest_spapr.coverage.connectors import watch
 from pytest_spapr.deadline import budgets
 from pytest_spapr.errors import SpaprError
+from pytest_spapr.live import monitor_command
 from pytest_spapr.report.artefacts import Launch
 from pytest_spapr.rig import RIG, Rig, progress_at_need
 from pytest_spapr.supply import Unavailable, supply_contract
-from pytest_spapr.timeline import Timeline
+from pytest_spapr.timeline import Lane, Timeline
 
 if TYPE_CHECKING:
     from pytest_spapr.guest.guest import Guest
@@ -84,7 +86,7 @@ def qemu_build(spapr_cell: Cell) -> QemuBuild:
     try:
         return spapr_cell.build()
     except SpaprError as error:
-        _give_up(spapr_cell, error)
+        give_up(spapr_cell, error)
 
 
 @pytest.fixture(scope="session")
@@ -93,7 +95,7 @@ def guest_image(spapr_cell: Cell) -> GuestImage:
     try:
         return spapr_cell.image()
     except SpaprError as error:
-        _give_up(spapr_cell, error)
+        give_up(spapr_cell, error)
 
 
 @pytest.fixture(scope="session")
@@ -102,7 +104,7 @@ def spapr_accelerator(spapr_cell: Cell) -> str:
     try:
         return spapr_cell.accelerator()
     except SpaprError as error:
-        _give_up(spapr_cell, error)
+        give_up(spapr_cell, error)
 
 
 @pytest.fixture(scope="session")
@@ -111,7 +113,9 @@ def spapr_harness(
 ) -> Iterator[Harness]:
     """What all machines of the session share; those of one cell, where there are several."""
     rig = request.config.stash[RIG]
-    with harness(qemu_build, spapr_accelerator, keep=rig.settings.keep.value != "never") as shared:
+    settings = rig.settings
+    keep, backdoors = settings.keep.value != "never", settings.backdoor.value
+    with harness(qemu_build, spapr_accelerator, keep=keep, backdoors=backdoors) as shared:
         ahead = spapr_cell.ahead = Ahead(rig.starter(), shared, rig.slots())
         try:
             yield shared
@@ -134,14 +138,21 @@ def launch_machine(request: pytest.FixtureRequest, spapr_harness: Harness, spapr
         how, spec = _wanted(item, rig, spapr_accelerator, wanted, guest=chosen is not None)
         record = Launch(spec, spapr_harness.build, chosen, Timeline())
         case.launches.append(record)
+        rig.show(record.timeline, len(case.launches))
         began = time.monotonic()
         with progress_at_need(item.config) as progress, ExitStack() as on_failure:
             slots = rig.slots()
-            record.lease = on_failure.enter_context(slots.take(slots.weight(spec.cpus, spec.memory), progress=progress))
+            record.lease = on_failure.enter_context(slots.take(slots.weight(spec.vcpus, spec.memory), progress=progress))
             machine = record.machine = _start(item, spapr_harness, record, how if boot else "boot", progress, boot=boot)
             machine.at_end.append(record.lease.release)
+            if machine.backdoor is not None:
+                _tell_backdoor(rig, item, machine)
+            if rig.settings.coverage.value:
+                watch(machine)
+                record.watched = True
             on_failure.pop_all()
         record.seconds = time.monotonic() - began
+        record.began, record.booted = record.timeline.mark(), machine.has_guest
         hook = item.ihook
         machine.observers.append(lambda attempt: hook.pytest_spapr_unplug_finished(machine=machine, attempt=attempt))
         hook.pytest_spapr_machine_started(machine=machine)
@@ -176,13 +187,13 @@ def contract(spapr_cell: Cell, qemu_build: QemuBuild, guest_image: GuestImage) -
 
 
 @contextmanager
-def harness(build: QemuBuild, accelerator: str, *, keep: bool) -> Iterator[Harness]:
+def harness(build: QemuBuild, accelerator: str, *, keep: bool, backdoors: bool) -> Iterator[Harness]:
     """Make what all machines of the session share; a seam for tests without QEMU."""
     from pytest_spapr.machine import Harness
     from pytest_spapr.qemu.qmp import QmpLoop
 
     with QmpLoop() as loop:
-        yield Harness(build=build, loop=loop, budgets=budgets(accelerator), keep=keep)
+        yield Harness(build=build, loop=loop, budgets=budgets(accelerator), keep=keep, backdoors=backdoors)
 
 
 def prepare_next(config: pytest.Config) -> None:
@@ -219,26 +230,34 @@ def _gets_our_machine(item: pytest.Item) -> bool:
 
 def _wanted(item: pytest.Item, rig: Rig, accelerator: str, shape: dict[str, Any], *, guest: bool) -> tuple[str, MachineSpec]:
     """Return how a test's machine is to be started, and what it is."""
-    # VOF without a kernel stops the machine.
-    default = {"firmware": rig.settings.firmware.value} if guest else {}
-    how, values = markers.start(default | markers.shape(item) | shape, rig.settings.start.value)
+    settings = rig.settings
+    default: dict[str, Any] = {"machine": settings.machine.value, "cpu": settings.cpu.value}
+    if guest:
+        # VOF without a kernel stops the machine.
+        default["firmware"] = settings.firmware.value
+    default = {name: value for name, value in default.items() if value is not None}
+    how, values = markers.start(default | markers.shape(item) | shape, settings.start.value)
+    if guest and settings.kernel_args.value:
+        values["kernel_args"] = (*settings.kernel_args.value.split(), *values.get("kernel_args", ()))
     return how, _with_hook_arguments(item, replace(markers.spec(values), accelerator=accelerator))
 
 
 def _start(item: pytest.Item, shared: Harness, record: Launch, how: str, progress: Progress, *, boot: bool) -> PseriesMachine:
     """Start the machine of ``record``, note how it was done, and return it."""
     rig = item.config.stash[RIG]
+    name = f"machine for {item.nodeid}"
     if how == "clone" and record.image is not None:
         cell = rig.cell(item)
         if cell and cell.ahead and (machine := cell.ahead.take(record.spec, record.image)):
             record.how = "ahead"
             record.timeline = machine.timeline
-            record.timeline.step(f"machine for {item.nodeid}")
+            rig.show(record.timeline, len(case_of(item).launches))
+            record.timeline.record(Lane.STEP, name, record.about)
             return machine
-        record.timeline.step(f"machine for {item.nodeid}")
+        record.timeline.record(Lane.STEP, name, record.about)
         started = rig.starter().start(shared, record.spec, record.image, record.timeline, progress)
     else:
-        record.timeline.step(f"machine for {item.nodeid}")
+        record.timeline.record(Lane.STEP, name, record.about)
         watched = boot and record.image is not None
         with rig.boot_progress(item.config, record.timeline) if watched else nullcontext():
             started = rig.starter().boot(shared, record.spec, record.image, record.timeline, boot=boot)
@@ -246,12 +265,22 @@ def _start(item: pytest.Item, shared: Harness, record: Launch, how: str, progres
     return started.machine
 
 
+def _tell_backdoor(rig: Rig, item: pytest.Item, machine: PseriesMachine) -> None:
+    """Say where the machine's second monitor is, now and whenever it has moved."""
+
+    def tell() -> None:
+        rig.say(f"spapr: {item.nodeid}: {monitor_command(machine)}")
+
+    tell()
+    machine.at_move.append(tell)
+
+
 def _with_hook_arguments(item: pytest.Item, spec: MachineSpec) -> MachineSpec:
     answers: list[list[str]] = item.ihook.pytest_spapr_machine_args(spec=spec)
     return replace(spec, qemu_args=(*spec.qemu_args, *(word for answer in answers for word in answer)))
 
 
-def _give_up(cell: Cell, error: SpaprError) -> NoReturn:
+def give_up(cell: Cell, error: SpaprError) -> NoReturn:
     """Skip for want of a default, unless the user is strict; fail for anything else."""
     if isinstance(error, Unavailable) and not cell.settings.strict.value:
         pytest.skip(str(error))

@@ -5,19 +5,19 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from pytest_spapr.deadline import Budgets, Deadline
 from pytest_spapr.errors import BuildError, DeadlineExpired, LaunchFailed, MachineDied
 from pytest_spapr.guest.console import ConsoleShell
 from pytest_spapr.guest.kernel_log import kmsg_text
 from pytest_spapr.qemu.argv import Channels
+from pytest_spapr.qemu.backdoor import Backdoor
 from pytest_spapr.qemu.channels import LineReader
 from pytest_spapr.qemu.process import QemuProcess, exit_in_words
 from pytest_spapr.timeline import Lane, Record, Timeline
 
 if TYPE_CHECKING:
-    from pytest_spapr.qemu.build import QemuBuild
     from pytest_spapr.qemu.qmp import Qmp, QmpLoop
 
 _JOIN_SECONDS: Final = 5.0
@@ -25,11 +25,23 @@ _JOIN_SECONDS: Final = 5.0
 _TRACE_SECONDS: Final = 5.0
 
 
+class Program(Protocol):
+    """What is started: a QEMU build, or another QEMU."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def version_text(self) -> str: ...
+    @property
+    def env(self) -> Mapping[str, str]: ...
+
+
 class Instance:
     """A QEMU that was started and greeted. Ended by :meth:`close`.
 
     :param command: makes its command line of the descriptors that it inherits. :param timeline: all that it says goes there.
     :param keep: it may outlive this process; else it dies with it, however that dies.
+    :param traces: whether it has connectors, which it must trace. :param backdoor: where it listens for people, too.
     :ivar qmp: its monitor. :ivar process: its process. :ivar shell: the guest's console shell.
     :raises LaunchFailed: it did not start. :raises BuildError: it does not trace its connectors. Nothing stays behind then.
     """
@@ -37,14 +49,17 @@ class Instance:
     def __init__(
         self,
         command: Callable[[Channels], list[str]],
-        build: QemuBuild,
+        build: Program,
         loop: QmpLoop,
         timeline: Timeline,
         budgets: Budgets,
         *,
         keep: bool,
+        traces: bool = True,
+        backdoor: Backdoor | None = None,
     ) -> None:
         self.timeline = timeline
+        self.backdoor = backdoor
         self.qmp: Qmp
         self.process: QemuProcess
         self.shell: ConsoleShell
@@ -56,7 +71,8 @@ class Instance:
             self.qmp = self._connect(monitor, loop, Deadline(budgets.launch), budgets.qmp)
             # Not the method: another monitor may stand there by then, see :meth:`change_places`.
             self._resources.callback(lambda: self.qmp.close())
-            self._require_traces(build)
+            if traces:
+                self._require_traces(build)
         except BaseException:
             self.close()
             raise
@@ -97,15 +113,18 @@ class Instance:
             self._service = ours["service"].dup()
             for name, hear in (("console", self._hear_console), ("kernel", self._hear_kernel), ("service", self._hear_service)):
                 reader = self._readers[name] = LineReader(ours[name].detach(), hear, name=name)
+                self.timeline.follow(reader.catch_up)
                 # The reader ends when QEMU closes its end; its last lines belong to the timeline.
                 self._resources.callback(reader.join, _JOIN_SECONDS)
             self.shell = ConsoleShell(ours["shell"], self.timeline)
             self._resources.callback(self.shell.close)
             self._resources.callback(self._service.close)
             self._resources.callback(ours["qmp"].close)
-            self.process = QemuProcess(
-                command(channels), self.timeline, env=env, pass_fds=tuple(channels), dies_with_parent=not keep
-            )
+            line = command(channels)
+            if self.backdoor is not None:
+                line += self.backdoor.arguments
+                self._resources.callback(self.backdoor.close)
+            self.process = QemuProcess(line, self.timeline, env=env, pass_fds=tuple(channels), dies_with_parent=not keep)
             self._resources.callback(self.process.close)
         return ours["qmp"]
 
@@ -121,7 +140,7 @@ class Instance:
             )
             raise LaunchFailed(what, died.exit_status, died.stderr) from died
 
-    def _require_traces(self, build: QemuBuild) -> None:
+    def _require_traces(self, build: Program) -> None:
         """Verdicts rest on QEMU's trace of its DRCs: that of the boot core's is there before the monitor is."""
 
         def traced(record: Record) -> bool | None:

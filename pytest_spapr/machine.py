@@ -17,10 +17,11 @@ from pytest_spapr.guest.guest import Guest
 from pytest_spapr.guest.ssh import Ssh
 from pytest_spapr.images.store import GuestImage
 from pytest_spapr.instance import Instance
-from pytest_spapr.qemu.argv import Channels, MachineSpec, Ram, argv
+from pytest_spapr.qemu.argv import READ_ONLY_RAM, Channels, MachineSpec, Ram, argv
+from pytest_spapr.qemu.backdoor import Backdoor
 from pytest_spapr.qemu.build import QemuBuild
-from pytest_spapr.qemu.migration import move
-from pytest_spapr.qemu.plugged import Plugged, inventory, plugged, settled
+from pytest_spapr.qemu.migration import STEP, move
+from pytest_spapr.qemu.plugged import Plugged, plugged, require_same, settled
 from pytest_spapr.qemu.process import QemuProcess
 from pytest_spapr.qemu.snapshot import Snapshot, restore, save
 from pytest_spapr.timeline import Branch, Lane, Record, Timeline
@@ -40,12 +41,14 @@ class Harness:
 
     :ivar build: the QEMU build. :ivar loop: the thread that all monitors live on. :ivar budgets: the backstops of every wait.
     :ivar keep: machines may outlive this process, see :meth:`Machine.release`; else they die with it, however it dies.
+    :ivar backdoors: they have a second monitor.
     """
 
     build: QemuBuild
     loop: QmpLoop
     budgets: Budgets
     keep: bool = False
+    backdoors: bool = False
 
 
 class Machine:
@@ -53,6 +56,7 @@ class Machine:
 
     :ivar spec: what was asked for. :ivar build: :ivar image: what it runs. :ivar timeline: all that was seen.
     :ivar qmp: QEMU's monitor. :ivar process: QEMU's process. :ivar at_end: called once QEMU is gone.
+    :ivar at_move: called each time that another QEMU has the machine, which stands still.
     """
 
     def __init__(self, harness: Harness, spec: MachineSpec, image: GuestImage | None, timeline: Timeline) -> None:
@@ -62,6 +66,7 @@ class Machine:
         self.timeline = timeline
         self.budgets = harness.budgets
         self.at_end: list[Callable[[], None]] = []
+        self.at_move: list[Callable[[], None]] = []
         self.qmp: Qmp
         self.process: QemuProcess
         self._harness = harness
@@ -122,6 +127,11 @@ class Machine:
         return save(self.qmp, self.timeline, Deadline(self.budgets.launch))
 
     @property
+    def shares_ram(self) -> bool:
+        """Whether memory that the guest gives back to the host goes out of the template, and so out of all clones of it."""
+        return self._ram is not None and self._ram.private and READ_ONLY_RAM not in self.build.features
+
+    @property
     def guest(self) -> Guest:
         """The booted guest.
 
@@ -167,7 +177,7 @@ class Machine:
         self.cont()
         if self.image is not None:
             self._guest = self._meet_guest(self.image)
-            self._guest.renew(range(self.spec.cpus))
+            self._guest.renew(range(self.spec.vcpus))
 
     def await_ready(self, since: int) -> None:
         """Wait for the guest to say, after the cursor ``since``, that it is up; for a boot or a reboot.
@@ -245,8 +255,8 @@ class Machine:
         self._await_event("RESET", since)
         self.await_ready(since)
 
-    def migrate(self) -> None:
-        """Move the machine to a QEMU process of its own build, as a live migration does, and end the one that it leaves.
+    def migrate(self, to: QemuBuild | None = None) -> None:
+        """Move the machine to another QEMU process, as a live migration does, and end the one that it leaves.
 
         Everything goes on there: the guest, what is plugged in, what is pending, and whatever a test has in its hands (this machine,
         its guest and monitor, devices and attempts, faults that a ``with`` block has set up). A machine that was paused stays paused.
@@ -257,23 +267,26 @@ class Machine:
         Devices and objects are those that QMP's ``device_add`` and ``object-add`` made, whoever sent them, with the ids and places that
         they have. Other backends that were made by QMP do not travel, nor does ssh: a command that runs is lost, a new one connects.
 
+        :param to: the build of that process, which becomes the machine's; default: its own. The machine's type must be a versioned one
+            that both builds have, and its CPU a model that means the same to both, as ``power9_v2.0`` does and ``power9`` does not.
+        :raises ConfigError: that build lacks the machine's type.
         :raises MachineError: a device cannot migrate, or is not known of; the machine goes on where it was.
         :raises LaunchFailed: the other QEMU did not start, e.g. since both would have one port of the host; so too.
         :raises MachineDied: QEMU ended meanwhile.
         """
-        self.timeline.step("migrate")
+        self.timeline.step(STEP)
         self._forget_connection()
         arrived = Branch(self.timeline)
         with self.paused() if self.running else nullcontext(), ExitStack() as on_failure:
             devices = settled(self.qmp, plugged(self.timeline.since(0, Lane.QMP, Lane.EVENT)))
             ram = self._ram and Ram(None)
-            destination = self._launch(arrived, ram, devices)
+            destination = self._launch(arrived, ram, devices, to)
             on_failure.callback(destination.close)
-            self._require_same_devices(destination.qmp)
+            require_same(self.qmp, destination.qmp)
             move(self.qmp, destination.qmp, arrived, Deadline(self.budgets.launch))
             # From here on the death of the destination is the machine's.
             arrived.merge()
-            self._moved_to(destination)
+            self._moved_to(destination, to or self.build)
             self._ram = ram
             on_failure.pop_all()
 
@@ -312,28 +325,35 @@ class Machine:
             self.close()
             raise
 
-    def _launch(self, timeline: Timeline, ram: Ram | None, devices: Iterable[Plugged] | None = None) -> Instance:
-        harness = self._harness
+    def _launch(
+        self, timeline: Timeline, ram: Ram | None, devices: Iterable[Plugged] | None = None, other: QemuBuild | None = None
+    ) -> Instance:
+        harness, build = self._harness, other or self.build
 
         def command(channels: Channels) -> list[str]:
-            return argv(self.build, self.spec, self.image, channels, ram, devices)
+            return argv(build, self.spec, self.image, channels, ram, devices)
 
-        return Instance(command, self.build, harness.loop, timeline, self.budgets, keep=harness.keep)
+        door = Backdoor.new(build) if harness.backdoors else None
+        return Instance(command, build, harness.loop, timeline, self.budgets, keep=harness.keep, backdoor=door)
 
     def _take_up(self, instance: Instance) -> None:
         self._instance, self.qmp, self.process = instance, instance.qmp, instance.process
 
-    def _moved_to(self, destination: Instance) -> None:
+    def _moved_to(self, destination: Instance, build: QemuBuild) -> None:
         """Leave the QEMU of this machine, which has given all that it had to another one, and end it."""
         self._instance.change_places(destination)
         self._take_up(destination)
-        self._timers_stand = self.build.version < _MOVES_TIMERS
+        self._timers_stand = min(self.build.version, build.version) < _MOVES_TIMERS
+        self.build = build
         if self._guest is not None and self.image is not None:
             self._guest.moved(*self._ways(self.image))
+        for act in self.at_move:
+            act()
 
     def _set_timers_going(self) -> None:
         """Have the timers of a guest that has moved go on, where they stand."""
-        if self._timers_stand and self._guest is not None and self._guest.usable:
+        # One that has not come up yet takes no message, and its firmware needs no timers.
+        if self._timers_stand and self._guest is not None and self._guest.usable and not self._guest.booting:
             # The last one first, and before anything is asked: where its removal was pending it begins now, and a CPU without timers
             # does not come to the end of it [Linux 6.1: hard LOCKUP in snooze_loop].
             supposed = range(len(self.qmp.execute("query-cpus-fast")))
@@ -360,16 +380,6 @@ class Machine:
             raise MachineError(f"QEMU forwards no port to the guest's ssh, `info usernet` says:\n{listing}")
         ssh = Ssh(port=int(forward["port"]), client_key=image.client_key, host_key=image.host_key, timeline=self.timeline)
         return ssh, self._instance.shell if image.console_shell else None, self._instance.tell_guest
-
-    def _require_same_devices(self, destination: Qmp) -> None:
-        """Have both QEMUs agree on what can come and go."""
-        here, there = inventory(self.qmp), inventory(destination)
-        if differing := sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name)):
-            what = "; ".join(f"{name} ({here.get(name, 'absent')} here, {there.get(name, 'absent')} there)" for name in differing)
-            raise MachineError(
-                f"the machine cannot migrate, for the other QEMU has other devices: {what}. It was told of those that device_add and "
-                "object-add of QMP made, not of those by HMP, nor that a device has gone that was there from the start."
-            )
 
     def _is_running(self) -> bool:
         __tracebackhide__ = True

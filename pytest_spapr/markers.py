@@ -2,6 +2,7 @@
 
 ``@pytest.mark.spapr(cpus=1, max_cpus=8)`` shapes the machine; of several marks the closest to the test wins, key by key.
 ``@pytest.mark.spapr_defect("id")`` says that the test meets a known defect of QEMU.
+``@pytest.mark.spapr_slow`` and ``@pytest.mark.spapr_vfio_nested`` keep a test out of a run that does not ask for it.
 """
 
 from __future__ import annotations
@@ -20,22 +21,28 @@ if TYPE_CHECKING:
 
 MACHINE = "spapr"
 DEFECT = "spapr_defect"
+SLOW = "spapr_slow"
+NESTED = "spapr_vfio_nested"
 
 _NUMBER = (int,), "a whole number"
 _TEXT = (str,), "a string"
 _WORDS = (str, list, tuple), "a string or a list of strings"
-_SHAPE: Mapping[str, tuple[tuple[type, ...], str]] = {
+SHAPE: Mapping[str, tuple[tuple[type, ...], str]] = {
     "cpus": _NUMBER,
     "max_cpus": _NUMBER,
+    "threads": _NUMBER,
     "memory": _NUMBER,
     "slots": _NUMBER,
     "max_memory": _NUMBER,
+    "numa": _NUMBER,
     "cpu": _TEXT,
     "machine": _TEXT,
     "kernel_args": _WORDS,
     "qemu_args": _WORDS,
     "firmware": _TEXT,
 }
+# The second is what pytest.raises() fails with.
+_FAILED_ASSERTIONS: tuple[type[BaseException], ...] = (AssertionError, pytest.fail.Exception)
 # How the test gets the machine, not what it is.
 _START = "start"
 _STARTS = ("clone", "boot")
@@ -43,13 +50,28 @@ _STARTS = ("clone", "boot")
 
 def register(config: pytest.Config) -> None:
     """Make the marks known to ``pytest --markers`` and ``--strict-markers``."""
-    keys = ", ".join(f"{key}=" for key in (*_SHAPE, _START))
+    keys = ", ".join(f"{key}=" for key in (*SHAPE, _START))
     config.addinivalue_line(
         "markers", f"{MACHINE}({keys}): the machine of the test; sizes in MiB. The closest mark wins, key by key."
     )
     config.addinivalue_line(
         "markers", f"{DEFECT}(id): the test meets this known defect; a strict xfail with the QEMU builds that have it."
     )
+    config.addinivalue_line("markers", f"{SLOW}: the test takes minutes; it runs only where -m names this mark.")
+    config.addinivalue_line(
+        "markers",
+        f"{NESTED}: the test boots an x86-64 host with an IOMMU under TCG and runs its machine in there, which takes minutes and up to "
+        "4 GiB; it runs only where -m names this mark, as ci/vfio-nested does.",
+    )
+
+
+def without_slow(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect the tests that take minutes, unless the run's ``-m`` says what is to become of them."""
+    unasked = [mark for mark in (SLOW, NESTED) if mark not in config.option.markexpr]
+    slow = [item for item in items if any(item.get_closest_marker(mark) for mark in unasked)]
+    if slow:
+        items[:] = [item for item in items if item not in slow]
+        config.hook.pytest_deselected(items=slow)
 
 
 def validate(items: Iterable[pytest.Item]) -> None:
@@ -94,9 +116,9 @@ def checked(values: Mapping[str, Any], where: str) -> dict[str, Any]:
             continue
         if key == _START:
             raise ConfigError(f"{where}: {key} must be one of {', '.join(_STARTS)}, got {value!r}.")
-        if key not in _SHAPE:
+        if key not in SHAPE:
             raise ConfigError(f"{where} knows no {key!r}. {_allowed()}")
-        types, expected = _SHAPE[key]
+        types, expected = SHAPE[key]
         # bool is an int to isinstance, but never a size or a count
         fits = isinstance(value, types) and not isinstance(value, bool)
         if not fits:
@@ -153,7 +175,7 @@ def expect_defects(item: pytest.Item, build: QemuBuild, accelerator: str, kernel
     """
     for defect in defects(item):
         if defect.applies(build, accelerator, kernel):
-            symptoms = (AssertionError, MachineDied) if defect.fatal else AssertionError
+            symptoms = _FAILED_ASSERTIONS + ((MachineDied,) if defect.fatal else ())
             item.add_marker(pytest.mark.xfail(reason=defect_reason(defect), raises=symptoms, strict=True))
 
 
@@ -163,4 +185,4 @@ def defect_reason(defect: KnownDefect) -> str:
 
 
 def _allowed() -> str:
-    return f"Allowed: {', '.join(f'{key}=' for key in (*_SHAPE, _START))}."
+    return f"Allowed: {', '.join(f'{key}=' for key in (*SHAPE, _START))}."

@@ -20,6 +20,7 @@ import pytest
 from pytest_spapr import config as settings
 from pytest_spapr import hookspecs, markers
 from pytest_spapr.case import CASE
+from pytest_spapr.coverage import connectors
 from pytest_spapr.errors import ConfigError
 from pytest_spapr.fixtures import (  # noqa: F401 - pytest finds fixtures among a plugin's names
     contract,
@@ -34,7 +35,9 @@ from pytest_spapr.fixtures import (  # noqa: F401 - pytest finds fixtures among 
     spapr_cell,
     spapr_harness,
 )
+from pytest_spapr.live import let_deadlines_wait
 from pytest_spapr.report import artefacts
+from pytest_spapr.report.index import Index
 from pytest_spapr.rig import CELL, RIG, Rig, progress_past_capture
 from pytest_spapr.supply import check_named
 
@@ -77,6 +80,7 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(str(error)) from error
     rig = Rig(decided, _run_directory(config, decided[0]))
     config.stash[RIG] = rig
+    config.add_cleanup(rig.close)
     config.pluginmanager.register(_Account(config, rig), _ACCOUNT)
 
 
@@ -115,6 +119,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     # A UsageError in one of xdist's workers is an INTERNALERROR of the run: there a bad mark fails its test.
     if not hasattr(config, "workerinput"):
         markers.validate(items)
+    markers.without_slow(config, items)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -141,7 +146,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    item.config.stash[RIG].next_item = nextitem
+    rig = item.config.stash[RIG]
+    rig.item, rig.next_item = item, nextitem
 
 
 @pytest.hookimpl(wrapper=True)
@@ -164,15 +170,33 @@ def pytest_runtest_makereport(
     return report
 
 
-def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str] | None:
+def pytest_enter_pdb(config: pytest.Config, pdb: Any) -> None:
+    """Say how to reach the machines of the test that is debugged, and let no deadline run out while its reader thinks."""
+    let_deadlines_wait(pdb)
+    rig = config.stash[RIG]
+    case = None if rig.item is None else rig.item.stash.get(CASE, None)
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if case is not None and reporter is not None:
+        for line in case.ways_in():
+            reporter.write_line(line)
+
+
+def pytest_assertrepr_compare(config: pytest.Config, op: str, left: object, right: object) -> list[str] | None:
     if op != "==":
         return None
     # By class name and home, so that comparing anything else imports nothing.
     for expectation, attempt in ((right, left), (left, right)):
         if _is_ours(expectation, "Expectation") and _is_ours(attempt, "Attempt"):
-            lines: list[str] = expectation.explain(attempt)  # type: ignore[attr-defined]
-            return lines
+            return _explained(config.stash[RIG].item, attempt, expectation)
     return None
+
+
+def _explained(item: pytest.Item | None, attempt: Any, expectation: Any) -> list[str]:
+    if item is not None and (case := item.stash.get(CASE, None)):
+        return case.explain(attempt, expectation)
+    from pytest_spapr.report.failure import explain
+
+    return explain(attempt, expectation)
 
 
 def _is_ours(value: object, name: str) -> bool:
@@ -188,20 +212,27 @@ class _Account:
         self._began = time.time()
         self.workers: list[int] = []
         self._told = False
+        self._index = Index()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         summary = self._bench.summary
         facts = getattr(report, "spapr", None)
         if facts is not None:
             summary.add(facts)
+            self._index.add_facts(report.nodeid, facts)
+        # The words that pytest's own last line has.
+        status = self._config.hook.pytest_report_teststatus(report=report, config=self._config)
+        self._index.add_phase(report.nodeid, status[0], report.duration)
         if cell := getattr(report, "spapr_cell", ""):
-            # The words that pytest's own last line has.
-            status = self._config.hook.pytest_report_teststatus(report=report, config=self._config)
             summary.add_verdict(cell, status[0])
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None, object, object]:
         """pytest calls no ``pytest_terminal_summary`` after ``pytest.exit``: a run that SIGTERM ended would not say what it left."""
+        if not hasattr(session.config, "workerinput"):
+            if self._bench.settings.coverage.value:
+                self._record_connectors(session)
+            self._write_index()
         result = yield
         if session.config.pluginmanager.hasplugin("dsession"):
             # Workers tell of tests by reports, and a test that was interrupted has none.
@@ -212,6 +243,26 @@ class _Account:
         if reporter is not None:
             self.pytest_terminal_summary(reporter)
         return result
+
+    def _record_connectors(self, session: pytest.Session) -> None:
+        summary = self._bench.summary
+        if not summary.drc:
+            return
+        try:
+            summary.drc_record = str(connectors.write(self._bench.run_directory, summary.drc, summary.tested))
+        except OSError as error:
+            # It was asked for, and an error in here would hide how the tests ended.
+            summary.drc_record = f"not on record: {error}"
+            session.exitstatus = session.exitstatus or pytest.ExitCode.INTERNAL_ERROR
+
+    def _write_index(self) -> None:
+        if not self._index.has_pages:
+            return
+        summary = self._bench.summary
+        try:
+            summary.index = str(self._index.write(self._bench.run_directory, summary.tested))
+        except OSError as error:
+            summary.index = f"their index was not written: {error}"
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         summary = self._bench.summary

@@ -14,6 +14,7 @@ import pytest
 from pytest_spapr.cells import Cell, make_cells
 from pytest_spapr.config import Settings
 from pytest_spapr.errors import SpaprError
+from pytest_spapr.live import Tee
 from pytest_spapr.report.summary import Summary
 from pytest_spapr.starts import Starter
 from pytest_spapr.supply import Unavailable
@@ -37,7 +38,7 @@ class Rig:
 
     :param settings: of each cell. :param run_directory: where this run's artefacts go; made when there is the first.
     :ivar settings: of the first cell, for what all have in common. :ivar cells: every QEMU build with every guest image.
-    :ivar next_item: the test after the one that runs, where pytest knows it.
+    :ivar item: the test that runs. :ivar next_item: the test after the one that runs, where pytest knows it.
     """
 
     def __init__(self, settings: Sequence[Settings], run_directory: Path) -> None:
@@ -45,10 +46,27 @@ class Rig:
         self.cells = make_cells(settings)
         self.run_directory = run_directory
         self.summary = Summary()
+        self.item: pytest.Item | None = None
         self.next_item: pytest.Item | None = None
         self._booted = False
         self._starter: Starter | None = None
         self._slots: Slots | None = None
+        self._tee = Tee() if self.settings.console.value or self.settings.backdoor.value else None
+
+    def say(self, text: str) -> None:
+        """Write a line for whoever asked for live help."""
+        if self._tee is not None:
+            self._tee.say(text)
+
+    def show(self, timeline: Timeline, number: int) -> None:
+        """Show what a guest says, where that was asked for. :param number: of the test's machine, from 1."""
+        if self._tee is not None and self.settings.console.value:
+            self._tee.follow(timeline, "" if number == 1 else f"machine {number}: ")
+
+    def close(self) -> None:
+        """Give back what the process has of the terminal."""
+        if self._tee is not None:
+            self._tee.close()
 
     def cell(self, item: pytest.Item) -> Cell | None:
         """Return the test's cell: that which it is run for, or the only one there is."""

@@ -32,6 +32,8 @@ from pytest_spapr.progress import NullProgress, Progress
 
 # A default machine's memory: a host with less of it per CPU has fewer slots than CPUs.
 _SLOT_MIB: Final = 1024
+# A guest under test idles about half of its time: it waits for drmgr, which sleeps [two workers on two CPUs used 55 % of them].
+_SLOTS_PER_CPU: Final = 2
 _SLOT: Final = "slot-"
 _GATE: Final = "gate"
 _BEYOND: Final = "beyond"
@@ -90,12 +92,12 @@ class Slots:
 
     @classmethod
     def of_host(cls) -> Self:
-        """Return the slots of this user on this host: one for each CPU that this process may use, fewer where memory is short.
+        """Return the slots of this user on this host: two for each CPU that this process may use, fewer where memory is short.
 
         :raises ConfigError: the directory of the lock files cannot be made, or is not ours alone.
         """
         total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**20
-        return cls(_private_directory(), *_shares(len(os.sched_getaffinity(0)), total))
+        return cls(private_directory(), *_shares(len(os.sched_getaffinity(0)), total))
 
     def weight(self, cpus: int, memory: int) -> int:
         """Return how many slots a machine needs for its vCPUs and its MiB of memory; at most all, so that it can run alone."""
@@ -369,7 +371,7 @@ def _close(locks: Iterable[_Lock]) -> None:
 
 def _shares(cpus: int, mib: int) -> tuple[int, int]:
     """Return how many slots a host of so many CPUs and MiB has, and the MiB of each."""
-    count = max(1, min(cpus, mib // _SLOT_MIB))
+    count = max(1, min(_SLOTS_PER_CPU * cpus, mib // _SLOT_MIB))
     return count, mib // count
 
 
@@ -381,7 +383,11 @@ def _holder(path: Path) -> int | None:
     return None
 
 
-def _private_directory() -> Path:
+def private_directory() -> Path:
+    """Return this user's own directory below the one for temporary files, made if need be.
+
+    :raises ConfigError: it cannot be made, or is not this user's alone.
+    """
     try:
         directory = Path(tempfile.gettempdir()) / f"pytest-spapr-{os.getuid()}"
         with suppress(FileExistsError):

@@ -7,17 +7,22 @@ so. Nothing is downloaded for a run whose user named no part of a machine: an un
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_spapr.config import Settings
-from pytest_spapr.errors import ConfigError, SpaprError
+from pytest_spapr.errors import BuildError, ConfigError, ImageError, MirrorError, SpaprError
 
 if TYPE_CHECKING:
     from pytest_spapr.builds.store import StoredQemu
     from pytest_spapr.cache import Cache
     from pytest_spapr.hotplug.contract import Contract
+    from pytest_spapr.images.build import Install
+    from pytest_spapr.images.selftests import Selftests
     from pytest_spapr.images.store import GuestImage
+    from pytest_spapr.libvirt.packages import Libvirt
+    from pytest_spapr.nested.emulator import Emulator
     from pytest_spapr.progress import Progress
     from pytest_spapr.qemu.build import QemuBuild
 
@@ -138,9 +143,97 @@ def supply_image(settings: Settings, cache: Cache, progress: Progress) -> GuestI
 
     name = settings.image.value or DEFAULT_IMAGE
     instead = f"Give --spapr-image=DIRECTORY, or --spapr-image={name} to build it"
-    image = resolve(name, cache, lambda: _mirror(settings, f"the guest image {name}", instead), progress)
+
+    def mirror() -> str:
+        return _mirror(settings, f"the guest image {name}", instead)
+
+    image = resolve(name, cache, mirror, progress, supply_install(cache, mirror, progress))
     kernel = settings.kernel.value
     return image if kernel is None else with_kernel(image, kernel, settings.modules.value, cache)
+
+
+def supply_install(cache: Cache, mirror: Callable[[], str], progress: Progress) -> Install:
+    """Return what makes the disk of an image that has one: in a guest of the default image, on the packaged QEMU build.
+
+    :param mirror: called when something of that must be fetched.
+    """
+
+    def install(archive: Path, disk: Path) -> None:
+        from pytest_spapr.builds import packages, store
+        from pytest_spapr.images.build import build as build_image
+        from pytest_spapr.images.recipe import DEFAULT_IMAGE, load
+        from pytest_spapr.provision.disk import install as provision
+
+        wanted = packages.DEFAULT_BUILD
+        build = store.find(cache, wanted) or packages.fetch(wanted, cache, mirror(), progress)
+        provision(archive, disk, _stored(build, cache), build_image(load(DEFAULT_IMAGE), cache, mirror, progress), progress)
+
+    return install
+
+
+def supply_libvirt(settings: Settings, cache: Cache, progress: Progress) -> Libvirt:
+    """Return a libvirt with its QEMU driver: from the cache, fetched into it where anything may be fetched, or the host's own.
+
+    :raises Unavailable: there is none. :raises VerificationError: what was fetched is not what was signed.
+    """
+    from pytest_spapr.debian.mirror import find_mirror
+    from pytest_spapr.libvirt import packages
+
+    try:
+        if (found := packages.find(cache)) is not None:
+            return found
+        if settings.asked and not settings.offline.value:
+            return packages.fetch(cache, find_mirror(settings.debian_mirror.value), progress)
+        why = "it is not in the cache, and nothing may be fetched for this run"
+    except (BuildError, MirrorError) as error:
+        why = str(error)
+    if (found := packages.installed()) is not None:
+        return found
+    raise Unavailable(
+        f"there is no libvirt with a QEMU driver here: {why}. Install libvirtd, its QEMU driver and virsh (Debian: "
+        f"{', '.join(packages.NAMES)}), or name any part of a machine while online."
+    )
+
+
+def supply_nested_host(settings: Settings, cache: Cache, progress: Progress) -> tuple[Emulator, GuestImage]:
+    """Return the hardware and the image of the host for nested machines: from the cache, or fetched where anything may be fetched.
+
+    :raises Unavailable: they are not to be had. :raises VerificationError: what was fetched is not what was signed.
+    """
+    from pytest_spapr.images import build as images
+    from pytest_spapr.images.recipe import load
+    from pytest_spapr.nested import emulator
+    from pytest_spapr.nested.host import IMAGE
+
+    what = "the host of nested machines"
+
+    def mirror() -> str:
+        return _mirror(settings, what, "Run ci/vfio-nested")
+
+    try:
+        found = emulator.find(cache) or emulator.fetch(cache, mirror(), progress)
+        return found, images.build(load(IMAGE), cache, mirror, progress)
+    except (BuildError, ConfigError, MirrorError) as error:
+        raise Unavailable(f"{what} is not to be had: {error}") from error
+
+
+def supply_selftests(settings: Settings, cache: Cache, image: GuestImage, progress: Progress) -> Selftests:
+    """Return the selftests of the image's kernel: from the cache, or fetched into it where anything may be fetched.
+
+    :raises Unavailable: they are not to be had. :raises VerificationError: what was fetched is not what was signed.
+    """
+    from pytest_spapr.debian.mirror import find_mirror
+    from pytest_spapr.images import selftests
+
+    try:
+        if (found := selftests.find(cache, image)) is not None:
+            return found
+        if settings.asked and not settings.offline.value:
+            return selftests.fetch(cache, find_mirror(settings.debian_mirror.value), image, progress)
+        why = "they are not in the cache, and nothing may be fetched for this run"
+    except (ImageError, MirrorError) as error:
+        why = str(error)
+    raise Unavailable(f"no selftests of the guest's kernel {image.kernel_release} here: {why}")
 
 
 def supply_contract(settings: Settings, build: QemuBuild, image: GuestImage) -> Contract:
@@ -188,6 +281,14 @@ def check_recipe(settings: Settings) -> None:
         load(settings.image.value)
 
 
+def check_machine(settings: Settings, build: QemuBuild) -> None:
+    """Check that the build knows the machine type that was named. :raises ConfigError: it does not."""
+    if settings.machine.value is not None:
+        from pytest_spapr.qemu.argv import require_machine
+
+        require_machine(build, settings.machine.value, settings.machine.label)
+
+
 def check_named(settings: Settings) -> None:
     """Check that the files and directories that were named exist, and that contract rows can be read: cheap, for the start of a run.
 
@@ -197,6 +298,10 @@ def check_named(settings: Settings) -> None:
         from pytest_spapr.hotplug.rows import read_rows
 
         read_rows(settings.contract.value)
+    if settings.vfio_host.value is not None:
+        from pytest_spapr.vfio.host import require_passable
+
+        require_passable(settings.vfio_host.value, settings.vfio_host.label)
     kernel, modules = settings.kernel, settings.modules
     if kernel.value is not None and not kernel.value.is_file():
         raise ConfigError(f"{kernel.label}: there is no such file. Give the vmlinux of a ppc64 kernel.")

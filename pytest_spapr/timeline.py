@@ -2,6 +2,9 @@
 
 Append-only and read by cursor, so that nothing is ever lost: whoever wants what follows a command takes ``mark()`` before sending
 it, and waits ``since`` that mark. Sources are threads (QMP, consoles, stderr); readers are tests.
+
+QEMU's streams come by different ways. A thread may read one of them long after another has brought what came later (50 ms were seen
+on a busy host), so that whoever looks at the timeline first has every stream read that was given to :meth:`Timeline.follow`.
 """
 
 from __future__ import annotations
@@ -33,6 +36,9 @@ class Lane(StrEnum):
     SERVICE = "service"  #: rtas_errd, drmgr and the guest's init
     SSH = "ssh"  #: guest commands
     SHELL = "shell"  #: what the plugin itself asks of the guest
+    VFIO = "vfio"  #: what QEMU asks of the vfio-user servers behind its devices
+    HOST = "host"  #: the kernel log of the host that a nested machine runs in, and what was done to that host
+    LIBVIRT = "libvirt"  #: calls of a libvirt that has the machine for a domain, and its events
     STEP = "step"  #: what the test and the plugin did
 
 
@@ -81,6 +87,7 @@ class Timeline:
         self._changed = threading.Condition()
         self._end: SpaprError | None = None
         self._listeners: list[Callable[[Record], None]] = []
+        self._streams: list[Callable[[], None]] = []
         self.margins: list[Margin] = []
 
     def record(self, lane: Lane, text: str, data: Mapping[str, Any] | None = None) -> Record:
@@ -104,10 +111,19 @@ class Timeline:
             self._records.extend(replace(record, seq=seq) for seq, record in enumerate(records, start=len(self._records)))
             self._changed.notify_all()
 
-    def listen(self, listener: Callable[[Record], None]) -> None:
-        """Call ``listener`` for each record from now on, in the thread that made it. It must be quick and must not raise."""
+    def listen(self, listener: Callable[[Record], None]) -> int:
+        """Call ``listener`` for each record from now on, in the thread that made it. It must be quick and must not raise.
+
+        Returns the cursor of the first that it is called for.
+        """
         with self._changed:
             self._listeners.append(listener)
+            return len(self._records)
+
+    def follow(self, catch_up: Callable[[], None]) -> None:
+        """Call ``catch_up`` before every look at the records: it records what a stream holds that nobody has read yet."""
+        with self._changed:
+            self._streams.append(catch_up)
 
     def step(self, text: str) -> Record:
         """Record what the test or the plugin does."""
@@ -119,12 +135,14 @@ class Timeline:
         return self._clock() - self._start
 
     def mark(self) -> int:
-        """Return the cursor of what comes next."""
+        """Return the cursor of what comes next: of all that is not written yet."""
+        self._catch_up()
         with self._changed:
             return len(self._records)
 
     def since(self, cursor: int = 0, *lanes: Lane) -> list[Record]:
-        """Return all records from ``cursor`` on, of these lanes or of all."""
+        """Return all records from ``cursor`` on, of these lanes or of all, with all that is written by now."""
+        self._catch_up()
         with self._changed:
             return [record for record in self._records[cursor:] if not lanes or record.lane in lanes]
 
@@ -174,6 +192,13 @@ class Timeline:
             if last_look:
                 raise DeadlineExpired(what, deadline.seconds)
 
+    def _catch_up(self) -> None:
+        with self._changed:
+            streams = list(self._streams)
+        # Without the lock: who reads a stream records with it.
+        for catch_up in streams:
+            catch_up()
+
     def write(self, jsonl: Path, text: Path) -> None:
         """Write the whole timeline as JSON lines and as readable text."""
         records = self.since()
@@ -208,6 +233,10 @@ class Branch(Timeline):
     def record(self, lane: Lane, text: str, data: Mapping[str, Any] | None = None) -> Record:
         super().record(lane, text, data)
         return self._trunk.record(lane, text, data)
+
+    def follow(self, catch_up: Callable[[], None]) -> None:
+        super().follow(catch_up)
+        self._trunk.follow(catch_up)
 
     def end(self, reason: SpaprError) -> None:
         super().end(reason)

@@ -25,6 +25,7 @@ from pytest_spapr.qemu.argv import MachineSpec
 from pytest_spapr.qemu.build import QemuBuild
 from pytest_spapr.qemu.qmp import QmpLoop
 from pytest_spapr.qemu.snapshot import restore
+from pytest_spapr.report.failure import explain
 from pytest_spapr.slots import Lease, Slots
 from pytest_spapr.starts import Starter
 from pytest_spapr.supply import supply_accelerator, supply_build, supply_image
@@ -116,7 +117,7 @@ class Subject:
 
     def slot(self) -> Lease:
         """Return what a machine runs on, when it is free."""
-        return self.slots.take(self.slots.weight(self.spec.cpus, self.spec.memory), progress=self.progress)
+        return self.slots.take(self.slots.weight(self.spec.vcpus, self.spec.memory), progress=self.progress)
 
     @contextmanager
     def running(self, start: Start) -> Iterator[Running]:
@@ -189,7 +190,7 @@ class _Incoming(PseriesMachine):
 def require(attempt: Attempt, promised: Expectation) -> None:
     """Check an attempt: outcome, events, and all three views. :raises WrongOutcome: not what the contract promises."""
     if attempt != promised:
-        raise WrongOutcome("\n".join(promised.explain(attempt)))
+        raise WrongOutcome("\n".join(explain(attempt, promised)))
 
 
 def column(build: QemuBuild) -> str:

@@ -193,6 +193,14 @@ def _drmgr_locked(stage: Stage, kind: Kind) -> None:
     stage.follow(device, attempt, "removal", step="drmgr by hand")
 
 
+def _drmgr_killed(stage: Stage) -> None:
+    card = stage.machine.pci.plug("virtio-rng-pci")
+    stage.guest.drmgr.kill_midway(card.address)
+    attempt = stage.unplug(card, "silence: drmgr killed")
+    stage.guest.drmgr.remove(card.drcs[0])
+    stage.follow(card, attempt, "removal", step="drmgr by hand")
+
+
 def _bridge(stage: Stage) -> None:
     stage.unplug(stage.machine.pci.plug("pci-bridge", chassis_nr=1), "rejection: bridge")
 
@@ -253,6 +261,7 @@ def _others() -> Iterator[Scenario]:
     for kind in (Kind.PCI, Kind.PHB):
         yield _of(kind, "errd-absent", "rtas_errd is gone for a while", _errd_absent)
         yield _of(kind, "drmgr-locked", "drmgr does not get its lock", _drmgr_locked)
+    yield Scenario(name="pci-drmgr-killed", title="drmgr is killed at its work", kind=Kind.PCI, play=_drmgr_killed)
     yield Scenario(name="phb-with-card", title="with a card behind it", kind=Kind.PHB, play=_phb_with_card)
     yield Scenario(name="nvdimm-running", title="the guest runs", kind=Kind.NVDIMM, play=_nvdimm)
 

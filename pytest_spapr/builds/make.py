@@ -12,7 +12,6 @@ from typing import Any, Final
 
 from pytest_spapr.builds.recipe import Recipe
 from pytest_spapr.builds.toolchain import Toolchain
-from pytest_spapr.builds.tree import PatchedTree
 from pytest_spapr.cache import cache_errors
 from pytest_spapr.errors import BuildError
 from pytest_spapr.progress import Progress
@@ -30,11 +29,14 @@ _COLUMNS: Final = 200
 class Maker:
     """Makes the binary of one tree.
 
-    :param root: the tree's directory, in which ``obj/`` and ``build.log`` stand. :param version: of the Debian source.
+    :param root: the tree's directory, in which ``obj/`` and ``build.log`` stand. :param version: of the source, for QEMU's own version.
+    :param stamp: what else the configuration depends on, where the source changes by other means than patches.
     :ivar configure_line: the options that the tree is configured with.
     """
 
-    def __init__(self, root: Path, tools: Toolchain, version: str, recipe: Recipe, progress: Progress) -> None:
+    def __init__(
+        self, root: Path, tools: Toolchain, version: str, recipe: Recipe, progress: Progress, *, stamp: str = ""
+    ) -> None:
         self._root = root
         self._tools = tools
         self._progress = progress
@@ -49,11 +51,12 @@ class Maker:
             "version": version,
             "options": self.configure_line,
             "toolchain": dict(tools.packages),
+            **({"stamp": stamp} if stamp else {}),
         }
 
-    def is_current(self, tree: PatchedTree) -> bool:
+    def is_current(self, source: Path) -> bool:
         """Whether the tree is there, and was configured from the same source in the same way with the same toolchain."""
-        return tree.source.is_dir() and self._recorded() == self._state
+        return source.is_dir() and self._recorded() == self._state
 
     def forget(self) -> None:
         """Have the next :meth:`make` configure anew and compile everything."""
@@ -61,27 +64,27 @@ class Maker:
             (self._root / _STATE).unlink(missing_ok=True)
             shutil.rmtree(self._objects, ignore_errors=True)
 
-    def make(self, tree: PatchedTree, jobs: int) -> Path:
+    def make(self, source: Path, jobs: int) -> Path:
         """Configure, if that is not done, and compile; return the binary.
 
         :raises BuildError: with the last words of what failed, and where the whole log is.
         """
         with cache_errors(self._root):
             if self._recorded() != self._state:
-                self._configure(tree)
+                self._configure(source)
             self._progress.phase("compiling QEMU")
             command = [self._tools.tool("ninja"), "-C", str(self._objects), f"-j{jobs}", _TARGET]
             self._run(command, "compiling", self._objects, self._show)
         return self._objects / _TARGET
 
-    def _configure(self, tree: PatchedTree) -> None:
+    def _configure(self, source: Path) -> None:
         self._progress.phase("configuring QEMU")
         shutil.rmtree(self._objects, ignore_errors=True)
         self._objects.mkdir()
         options = [*self.configure_line, f"--cc={self._tools.compiler}", f"--host-cc={self._tools.compiler}"]
         if self._meson:
             options.append(f"--meson={self._tools.tool('meson')}")
-        self._run(["/bin/sh", str(tree.source / "configure"), *options], "configuring", self._objects, lambda _line: None)
+        self._run(["/bin/sh", str(source / "configure"), *options], "configuring", self._objects, lambda _line: None)
         (self._root / _STATE).write_text(json.dumps(self._state))
 
     def _recorded(self) -> object:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from pytest_spapr.builds import store
 from pytest_spapr.builds.store import StoredQemu
-from pytest_spapr.cache import Cache, cache_errors
+from pytest_spapr.cache import Cache
+from pytest_spapr.debian import prefix
 from pytest_spapr.debian.apt import AptState
-from pytest_spapr.debian.unpack import unpack
 from pytest_spapr.errors import BuildError, MirrorError
 from pytest_spapr.progress import NullProgress, Progress
 
 DEFAULT_BUILD = "11.1"
 _FORMAT = 1
-_EXCLUDED = ("usr/share/doc/*", "usr/share/man/*", "usr/share/locale/*", "usr/share/lintian/*", "usr/share/icons/*", "var/*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +83,10 @@ def _check_architecture(name: str, architecture: str) -> None:
 def _fetch(name: str, architecture: str, cache: Cache, mirror: str, progress: Progress) -> None:
     source = SOURCES[name]
     apt = AptState(cache, mirror, source.suites, architecture, progress, target=source.target)
-    with cache.lock(apt.name, progress):
-        debs = apt.fetch(["qemu-system-ppc"])
-        cache.require_space(200_000_000, f"unpacking QEMU {name}")
-        progress.phase(f"unpacking QEMU {name}")
-        with cache.publish(store.KIND, store.key_of(name, architecture)) as scratch:
-            unpack(list(debs.values()), scratch / "root", _EXCLUDED, progress)
-            with cache_errors(scratch):
-                versions = {package.name: package.version for package in debs}
-                manifest = {"format": _FORMAT, "architecture": architecture, "packages": dict(sorted(versions.items()))}
-                (scratch / store.MANIFEST).write_text(json.dumps(manifest, indent=1))
-    progress.done()
+
+    def describe(directory: Path, versions: Mapping[str, str]) -> None:
+        manifest = {"format": _FORMAT, "architecture": architecture, "packages": versions}
+        (directory / store.MANIFEST).write_text(json.dumps(manifest, indent=1))
+
+    entry = (store.KIND, store.key_of(name, architecture))
+    prefix.install(apt, ["qemu-system-ppc"], cache, entry, progress, what=f"QEMU {name}", space=200_000_000, finish=describe)

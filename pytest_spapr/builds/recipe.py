@@ -7,8 +7,10 @@ trace backend ``log``, through which DRC transitions are read from stderr.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
+
+from pytest_spapr.errors import BuildError
 
 _COMMON: Final = (
     *("--target-list=ppc64-softmmu", "--prefix=/usr", "--disable-werror", "--disable-debug-info"),
@@ -82,3 +84,23 @@ RECIPES: Final[Mapping[str, Recipe]] = {
     "10.0": Recipe(("trixie",), _SINCE_8_1),
     "11.1": Recipe(("trixie",), _SINCE_8_1),
 }
+
+# A tree of QEMU's own repository has the firmware, and fetches what it leaves to other repositories.
+_NOT_IN_A_TREE: Final = ("--disable-blobs", "--disable-install-blobs", "--disable-download")
+#: From which version on QEMU is configured as which of the sources.
+_SINCE: Final = (((8, 1), "10.0"), ((6, 0), "7.2"), ((5, 2), "5.2"))
+
+
+def for_tree(version: str) -> Recipe:
+    """Return how a tree of QEMU's own repository is built.
+
+    :param version: what its file VERSION says, e.g. ``9.0.50``. :raises BuildError: it is too old, or no version.
+    """
+    parts = version.split(".")
+    if len(parts) < 2 or not all(part.isdecimal() for part in parts):
+        raise BuildError(f"{version!r} is no version of QEMU: expected one like 9.0.50 in the tree's file VERSION.")
+    for since, name in _SINCE:
+        if (int(parts[0]), int(parts[1])) >= since:
+            recipe = RECIPES[name]
+            return replace(recipe, options=tuple(option for option in recipe.options if option not in _NOT_IN_A_TREE))
+    raise BuildError(f"QEMU {version} is too old to be built here: 5.2 is the oldest.")

@@ -83,7 +83,7 @@ def build(
         root = cache.directory(TREES, place)
         maker = Maker(root, tools, debian.manifest["version"], recipe, progress)
         tree = PatchedTree(root, debian.pristine, [tools.tool("patch")])
-        if not maker.is_current(tree):
+        if not maker.is_current(tree.source):
             cache.require_space(1_000_000_000, f"building QEMU {source}")
             tree.create()
             maker.forget()
@@ -91,7 +91,7 @@ def build(
         changed = tree.patch(patches)
         if any(Path(path).name == "configure" for path in changed):
             maker.forget()
-        binary = maker.make(tree, jobs)
+        binary = maker.make(tree.source, jobs)
         manifest = {
             "format": _FORMAT,
             "architecture": architecture,
@@ -109,6 +109,19 @@ def build(
     return found
 
 
+def pristine(source: str, cache: Cache) -> Path:
+    """Return the directory of Debian's source as builds begin with it, for reading only.
+
+    :param source: as for :func:`build`, which puts it there. :raises BuildError: it is not there.
+    """
+    tree = cache.entry(KIND, f"qemu-{source}") / "pristine"
+    if not tree.is_dir():
+        raise BuildError(
+            f"the source of QEMU {source} is not in the cache {cache.root}: `spapr qemu build --source={source}` gets it."
+        )
+    return tree
+
+
 def trees(cache: Cache) -> list[Entry]:
     """Return what is kept only to build again sooner: toolchains, sources and build trees."""
     return [entry for kind in (toolchain.KIND, KIND, TREES) for entry in cache.entries(kind)]
@@ -120,11 +133,16 @@ def remove_tree(cache: Cache, entry: Entry, progress: Progress) -> None:
         cache.remove(entry.kind, entry.key)
 
 
-def _check(source: str, name: str, cache: Cache) -> None:
+def require_buildable(cache: Cache) -> None:
+    """Check that QEMU can be built in a cache that is there. :raises CacheError: its configure takes no such path."""
     if re.search(r"[\s:']", str(cache.root)):
         raise CacheError(
             f"QEMU cannot be built in {cache.root}: its configure takes no directory with blanks or colons. Set SPAPR_CACHE_DIR."
         )
+
+
+def _check(source: str, name: str, cache: Cache) -> None:
+    require_buildable(cache)
     if source not in RECIPES:
         raise BuildError(f"there is no source called {source!r}: known are {', '.join(RECIPES)}.")
     if not _NAME.fullmatch(name):

@@ -9,7 +9,21 @@ import shutil
 import sys
 from collections.abc import Sequence
 
-from pytest_spapr.cli import builds, compare, defects, images, sheet, templates
+from pytest_spapr.cli import (
+    bisect,
+    boot,
+    builds,
+    compare,
+    coverage,
+    defects,
+    doctor,
+    explore,
+    images,
+    sheet,
+    shell,
+    templates,
+    timeline,
+)
 from pytest_spapr.cli.run import Run
 from pytest_spapr.errors import SpaprError
 from pytest_spapr.progress import finished, progress_for
@@ -20,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     :param argv: without the program's name; by default the process's.
     """
-    arguments = _parser().parse_args(argv)
+    arguments = make_parser().parse_args(argv)
     progress = progress_for(sys.stderr, shutil.get_terminal_size().columns - 1)
     try:
         with finished(progress):
@@ -38,11 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status or 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="spapr",
         description="Makes and keeps what pytest-spapr runs: guest images and QEMU builds, out of Debian's packages, without root; "
-        "keeps the templates of its machines, and tells what QEMU builds do.",
+        "keeps the templates of its machines, and tells what QEMU builds do and what the suite covers.",
         epilog="The variables SPAPR_CACHE_DIR, SPAPR_DEBIAN_MIRROR and SPAPR_OFFLINE stand for the options of the same name.",
     )
     common = argparse.ArgumentParser(add_help=False)
@@ -53,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     group.add_argument("--offline", action="store_true", default=None, help="fail rather than use the network")
     areas = parser.add_subparsers(title="areas", required=True, metavar="AREA")
-    for area in (images, builds, templates, defects, sheet, compare):
+    for area in (doctor, boot, images, builds, templates, defects, sheet, compare, coverage, explore, timeline, bisect):
         area.add(areas, common)
+    shell.add(areas, make_parser)
     return parser

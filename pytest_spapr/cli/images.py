@@ -12,6 +12,7 @@ from pytest_spapr.errors import ImageError
 from pytest_spapr.images import build as images
 from pytest_spapr.images import recipe as recipes
 from pytest_spapr.images import store
+from pytest_spapr.supply import supply_install
 
 
 def add(areas: Areas, common: argparse.ArgumentParser) -> None:
@@ -23,7 +24,8 @@ def add(areas: Areas, common: argparse.ArgumentParser) -> None:
         "build",
         parents=parents,
         help="build an image and print its directory",
-        description="Build a guest image unless it is in the cache, and print its directory. Fetches 60 to 100 MB of packages.",
+        description="Build a guest image unless it is in the cache, and print its directory. Fetches 60 to 100 MB of packages. One with a "
+        "disk is made in a guest, which takes minutes.",
     )
     build.add_argument(
         "name", nargs="?", default=recipes.DEFAULT_IMAGE, help=f"one of {', '.join(recipes.names())} (default: %(default)s)"
@@ -62,7 +64,8 @@ def add(areas: Areas, common: argparse.ArgumentParser) -> None:
 
 def _image_build(run: Run) -> None:
     recipe = recipes.load(run.arguments.name)
-    image = images.build(recipe, run.cache, run.mirror, run.progress, again=run.arguments.again)
+    install = supply_install(run.cache, run.mirror, run.progress)
+    image = images.build(recipe, run.cache, run.mirror, run.progress, again=run.arguments.again, install=install)
     if run.arguments.kernel:
         image = images.with_kernel(image, run.arguments.kernel, run.arguments.modules, run.cache)
     run.progress.done()
@@ -98,7 +101,7 @@ def _image_show(run: Run) -> None:
         return
     print(f"{image.name}: Linux {image.kernel_release}, {_pages(image)}")
     print(f"directory: {image.directory}")
-    for name in store.FILES:
+    for name in store.files_of(image.manifest):
         facts = image.manifest["files"][name]
         print(f"  {name:<15} {megabytes(facts['size']):>8}  sha256 {facts['sha256']}")
     print("initramfs:")

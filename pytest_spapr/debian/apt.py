@@ -128,7 +128,7 @@ class AptState:
         self._progress = progress
         self._target = target
         self._sleep = sleep
-        keyring = keyring or _host_keyring()
+        keyring = keyring or host_keyring()
         # The mirror is part of the key: lists of one mirror say nothing about another's files.
         digest = hashlib.sha256(f"{mirror} {keyring}".encode()).hexdigest()[:8]
         self.name = f"apt-{'+'.join(suites)}-{architecture}-{digest}"
@@ -367,7 +367,8 @@ def _package(match: re.Match[str]) -> Package:
     return Package(name, unquote(version), match["uri"], match["file"], int(match["size"]), match["sha256"])
 
 
-def _host_keyring() -> Path:
+def host_keyring() -> Path:
+    """Return the archive's keys that this machine has. :raises VerificationError: it has none."""
     for keyring in _KEYRINGS:
         if keyring.exists():
             return keyring

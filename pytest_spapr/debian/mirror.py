@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from pytest_spapr.errors import MirrorError
@@ -36,13 +37,14 @@ def find_mirror(setting: str | None = None) -> str:
     raise MirrorError(f"this machine's apt has no Debian archive among its sources (apt-get indextargets). {INSTEAD}")
 
 
-def require_tools() -> None:
+def require_tools(which: Callable[[str], str | None] = shutil.which) -> None:
     """Check that this machine has apt and dpkg.
 
+    :param which: returns the path of a program, for tests.
     :raises MirrorError: when not, saying what to give instead.
     """
     for tool in ("apt-get", "apt-config", "dpkg-deb"):
-        if shutil.which(tool) is None:
+        if which(tool) is None:
             raise MirrorError(
                 f"fetching Debian packages needs apt and dpkg, and this machine has no {tool}. A mirror's name does not help "
                 "here: give --spapr-qemu=PATH and --spapr-image=DIRECTORY instead."

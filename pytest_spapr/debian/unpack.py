@@ -41,7 +41,21 @@ def members(deb: Path, wanted: Callable[[str], bool] = lambda _path: True) -> It
 
     :raises VerificationError: when the file is no whole package, or a member's path would leave its root.
     """
-    command = ["dpkg-deb", "--fsys-tarfile", str(deb)]
+    yield from _members(deb, "--fsys-tarfile", wanted)
+
+
+def control(deb: Path) -> dict[str, bytes]:
+    """Return the files that describe a package to dpkg, by name: ``control``, ``postinst`` and so on.
+
+    :raises VerificationError: when the file is no whole package.
+    """
+    return {
+        member.path: member.data for member in _members(deb, "--ctrl-tarfile", lambda _path: True) if member.kind is Kind.FILE
+    }
+
+
+def _members(deb: Path, which: str, wanted: Callable[[str], bool]) -> Iterator[Member]:
+    command = ["dpkg-deb", which, str(deb)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stderr is not None

@@ -11,6 +11,7 @@ from pytest_spapr.errors import BootFailed, DeadlineExpired
 from pytest_spapr.timeline import Lane, Record, Timeline
 
 READY: Final = "init: ready"
+STARTED: Final = "init: started"
 
 _PANIC: Final = re.compile(r"Kernel panic - not syncing: (?P<why>.*)")
 _PANICKED: Final = "its kernel panicked (GUEST_PANICKED)"

@@ -37,13 +37,14 @@ class Completed:
 
 def record_command(timeline: Timeline, lane: Lane, command: str) -> None:
     """Say on the timeline that a command is sent."""
-    timeline.record(lane, f"$ {_printable(command)}")
+    timeline.record(lane, f"$ {_printable(command)}", {"command": command})
 
 
 def record_answer(timeline: Timeline, lane: Lane, done: Completed, seconds: float) -> None:
     """Say on the timeline how a command ended and how its output begins."""
     words = _printable((done.stdout + done.stderr).strip()[:_SHOWN].replace("\n", " | "))
-    timeline.record(lane, f"= {done.status} in {seconds:.3f} s" + (f": {words}" if words else ""))
+    text = f"= {done.status} in {seconds:.3f} s" + (f": {words}" if words else "")
+    timeline.record(lane, text, {"status": done.status})
 
 
 def await_death_notice(timeline: Timeline) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from pytest_spapr.deadline import Budgets, Deadline
 from pytest_spapr.errors import GuestError, MachineError, ShellFailed, SshFailed
-from pytest_spapr.guest.boot import await_ready
+from pytest_spapr.guest.boot import READY, STARTED, await_ready
 from pytest_spapr.guest.completed import Completed
 from pytest_spapr.guest.console import ConsoleShell, ShellAbsent
 from pytest_spapr.guest.cpus import GuestCpus
@@ -84,6 +84,12 @@ class Guest:
         """Whether a command has a chance to be answered: QEMU lives and the machine runs."""
         __tracebackhide__ = True
         return self._timeline.ended is None and self._running()
+
+    @property
+    def booting(self) -> bool:
+        """Whether it was reset, and has not said since that it is up."""
+        since = self._booting
+        return since is not None and not any(record.text == READY for record in self._timeline.since(since, Lane.SERVICE))
 
     def run(self, command: str, *, seconds: float | None = None) -> Completed:
         """Run a shell command as root; 0.02 s under TCG, 0.25 s for the first in a new clone. ``run(...).check()`` insists on status 0.
@@ -158,7 +164,8 @@ class Guest:
             self._ssh.hang_up()
             if self._console:
                 self._console.hang_up()
-        elif self._console and record.event == "RESET":
+        elif self._console and (record.event == "RESET" or (record.lane is Lane.SERVICE and record.text == STARTED)):
+            # The second without the first: it has booted another kernel by itself (kexec).
             self._booting = record.seq
             self._console.forget()
         elif self._console and record.lane is Lane.SERVICE and (end := _SHELL_ENDED.match(record.text)):
@@ -168,6 +175,10 @@ class Guest:
         """Say that the guest is to be reached through another QEMU from now on. The parameters are as when it was made."""
         self._ssh.close()
         self._ssh, self._console, self._renewal = ssh, console, renewal
+
+    def taken_back(self) -> None:
+        """Say that it is up again as it once was: a reset since then has not happened to it."""
+        self._booting = None
 
     def disconnect(self) -> None:
         """Drop the ssh connection; the next command makes a new one."""

@@ -29,10 +29,35 @@ class GuestMemory:
 
     def total(self) -> int:
         """Return ``MemTotal`` in bytes."""
+        return self.info("MemTotal")
+
+    def info(self, name: str) -> int:
+        """Return a line of ``/proc/meminfo``: in bytes if it says kB, else the number."""
         for line in self._shell.read("/proc/meminfo").splitlines():
-            if line.startswith("MemTotal:"):
-                return int(line.split()[1]) * 1024
-        raise ValueError("no MemTotal in /proc/meminfo")
+            if line.startswith(f"{name}:"):
+                words = line.split()
+                return int(words[1]) * (1024 if words[2:] == ["kB"] else 1)
+        raise ValueError(f"no {name} in /proc/meminfo")
+
+    def nodes(self) -> dict[int, int]:
+        """Return the NUMA node of each block."""
+        found = self._shell.run("echo /sys/devices/system/node/node*/memory[0-9]*").check().stdout.split()
+        places = (path.split("/") for path in found if not path.endswith("*"))
+        return {int(place[-1].removeprefix("memory")): int(place[-2].removeprefix("node")) for place in places}
+
+    def zones(self) -> dict[int, str]:
+        """Return the zone of each block that is online: ``Movable`` or the kernel's, ``Normal``."""
+        found = first_lines(self._shell, f"{_SYSFS}/memory[0-9]*/valid_zones")
+        return {int(path.split("/memory")[-1].split("/")[0]): zone for path, zone in found.items()}
+
+    def give_to_kernel(self, block: int) -> None:
+        """Move an online block from the zone Movable to the zone Normal, where the kernel has memory of its own, too.
+
+        :raises CommandFailed: the kernel refused to take it offline.
+        """
+        self._shell.run(
+            f"echo offline > {_SYSFS}/memory{block}/state && echo online_kernel > {_SYSFS}/memory{block}/state"
+        ).check()
 
     def persistent(self) -> frozenset[int]:
         """Return the DRC indexes of the persistent memory in the device tree."""

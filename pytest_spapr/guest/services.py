@@ -16,6 +16,12 @@ from pytest_spapr.guest.shell import Shell
 # drmgr takes a POSIX lock (fcntl F_SETLK) on the whole of this file (powerpc-utils, common.c).
 DRMGR_LOCK: Final = "/run/lock/dr_config_lock"
 
+# The real one, not our shim around it, which tells how it ended.
+_DRMGR: Final = "/usr/libexec/drmgr"
+_KILLER: Final = (
+    "setsid sh -c 'while test -e /sys/bus/pci/devices/{address}; do usleep 20000; done; for exe in /proc/[0-9]*/exe; do "
+    "test $exe -ef {drmgr} && pid=${{exe%/exe}} && kill -KILL ${{pid#/proc/}}; done' > /dev/null 2>&1 &"
+)
 # Slot C0 has the machine's network card.
 _IDENTIFY: Final = "-c pci -i -s C0"
 # A signal or a lock takes effect a little later and the kernel has no event for it; each look is a guest command of 0.01 s.
@@ -112,6 +118,15 @@ class Drmgr:
         """As :meth:`remove`, for a PHB and all that is behind it; about 10 s."""
         self._shell.run(f"drmgr -c phb -r -s {drc_index:#x}").check()
 
+    def kill_midway(self, address: str) -> None:
+        """Have the drmgr that removes a PCI function killed when it has taken it out of sysfs, 3 s before it would tell the hypervisor.
+
+        A process in the guest waits for that moment; this returns at once.
+
+        :param address: the function's address in the guest.
+        """
+        self._shell.run(_KILLER.format(address=address, drmgr=_DRMGR)).check()
+
     def lock_holder(self) -> LockHolder | None:
         """Return who holds drmgr's lock now; most often a drmgr at work."""
         script = (
@@ -130,7 +145,7 @@ class Drmgr:
         """
         fifo = "/run/drmgr-prompt"
         # Not our shim in the guest image, whose log speaks of the drmgr that rtas_errd runs.
-        holder = f"exec 9<>{fifo}; exec $(command -v /usr/libexec/drmgr drmgr | head -n 1) {_IDENTIFY} <&9"
+        holder = f"exec 9<>{fifo}; exec $(command -v {_DRMGR} drmgr | head -n 1) {_IDENTIFY} <&9"
         self._shell.run(f"mkfifo {fifo} && {{ setsid sh -c '{holder}' > /dev/null 2>&1 & }}").check()
         try:
             self._await_holder(held=True)

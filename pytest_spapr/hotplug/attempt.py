@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from pytest_spapr.hotplug.management import WAIT, Verdict, verdict
 from pytest_spapr.hotplug.outcome import Kind, Outcome, Presence, Silence
 
 _WAITS: Final = {True: "QEMU waits", False: "QEMU does not wait", None: "QEMU cannot say whether it waits"}
@@ -42,6 +43,7 @@ class Attempt:
     :ivar events: the QAPI events about this device, in order, whole.
     :ivar evidence: what the verdict rests on, one line each, as read from QEMU, the guest's log and the guest's state.
     :ivar views: QEMU's and the guest's view after it. :ivar elapsed: seconds from the command to the verdict.
+    :ivar drcs: the indexes of the device's connectors.
     :ivar began: the timeline's cursor just before the command. :ivar ended: the cursor just after the verdict.
     """
 
@@ -58,11 +60,22 @@ class Attempt:
     began: int
     ended: int
     waiting: bool | None = None
+    drcs: tuple[int, ...] = ()
 
     @property
     def event_names(self) -> tuple[str, ...]:
         """The names of the events, in order."""
         return tuple(event["event"] for event in self.events)
+
+    @property
+    def management(self) -> Verdict:
+        """What libvirt makes of it if nothing else happens while it waits, which is for 10 s (``hotplug.management``)."""
+        if self.outcome is Outcome.CRASHED:
+            return Verdict.UNKNOWN
+        error_class = None
+        if self.reply is not None:
+            error_class = "DeviceNotFound" if self.reply == f"Device '{self.device}' not found" else "GenericError"
+        return verdict(self.events, WAIT, alias=self.device, error_class=error_class)
 
     def __str__(self) -> str:
         words = [f"{self.kind} {self.device}: {self.outcome.upper()}"]

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from pytest_spapr.deadline import Deadline
-from pytest_spapr.errors import QmpRefused
+from pytest_spapr.errors import MachineError
 from pytest_spapr.guest import kernel_log
 from pytest_spapr.guest.memory import LMB
 from pytest_spapr.hotplug import drc
+from pytest_spapr.hotplug.backend import RAM, Backend
 from pytest_spapr.hotplug.device import Device, presence
 from pytest_spapr.hotplug.evidence import Clue
 from pytest_spapr.hotplug.ledger import Ledger
@@ -73,28 +74,38 @@ class Dimms:
         self._machine = machine
         self._ledger = ledger
 
-    def plug(self, size: int = 256, *, device_id: str | None = None, wait: bool = True, **properties: Any) -> Dimm:
-        """Plug a DIMM with a RAM backend of its own and wait until the guest has every block online; about 0.1 s under TCG.
+    def plug(
+        self, size: int = 256, *, device_id: str | None = None, backend: Backend = RAM, wait: bool = True, **properties: Any
+    ) -> Dimm:
+        """Plug a DIMM with a backend of its own and wait until the guest has every block online; about 0.1 s under TCG.
 
-        :param size: MiB, a multiple of 256. :param wait: False returns with QEMU's reply.
+        :param size: MiB, a multiple of 256. :param backend: where its memory comes from. :param wait: False returns with QEMU's reply.
         :param properties: more properties of ``device_add``, e.g. ``slot=2``.
         :raises QmpRefused: QEMU refused; the backend is deleted again. :raises NotConfigured: the guest did not take it.
         """
         machine = self._machine
         device_id = device_id or self._ledger.new_id("dimm")
-        backend = f"{device_id}-memory"
+        backend_id = f"{device_id}-memory"
         since = machine.timeline.mark()
         machine.timeline.step(f"plug dimm {device_id} of {size} MiB")
-        machine.qmp.execute("object-add", {"qom-type": "memory-backend-ram", "id": backend, "size": size * _MIB})
-        try:
-            machine.qmp.execute("device_add", {"driver": "pc-dimm", "id": device_id, "memdev": backend, **properties})
-        except QmpRefused:
-            machine.qmp.execute("object-del", {"id": backend})
-            raise
+        with backend.made(machine, backend_id, size * _MIB):
+            machine.qmp.execute("device_add", {"driver": "pc-dimm", "id": device_id, "memdev": backend_id, **properties})
         deadline = Deadline(machine.budgets.plug)
-        dimm = Dimm(
-            machine, self._ledger, device_id, drc.attached(machine.timeline, since, size * _MIB // LMB, deadline), size, backend
-        )
+        drcs = drc.attached(machine.timeline, since, size * _MIB // LMB, deadline)
+        dimm = Dimm(machine, self._ledger, device_id, drcs, size, backend_id)
         if wait and machine.has_guest:
             dimm.await_configured(since, deadline)
         return dimm
+
+    def in_slot(self, slot: int) -> Dimm:
+        """Return the DIMM in a slot, also one of QEMU's command line.
+
+        :raises MachineError: there is none.
+        """
+        for device in self._machine.qmp.execute("query-memory-devices"):
+            data = device["data"]
+            if device["type"] == "dimm" and data["slot"] == slot:
+                drcs = tuple(drc.LMB_TYPE + (data["addr"] + offset) // LMB for offset in range(0, data["size"], LMB))
+                backend = data["memdev"].rpartition("/")[2]
+                return Dimm(self._machine, self._ledger, data["id"], drcs, data["size"] // _MIB, backend)
+        raise MachineError(f"the machine has no DIMM in slot {slot}")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Final
 
 from pytest_spapr.deadline import Deadline
 from pytest_spapr.errors import QmpRefused
+from pytest_spapr.hotplug.drc_model import PENDING, State
 from pytest_spapr.qemu.vmstate import device_state, section, subsection
 from pytest_spapr.timeline import Lane, Record, Timeline
 
@@ -23,14 +25,25 @@ _STATES: Final = {
     "spapr_drc_set_allocation_state": {0: "unusable", 1: "usable", 2: "exchange", 3: "recover"},
 }
 
-#: The DRC index of core 0: type 1, id 0 (hw/ppc/spapr_drc.h).
+#: The DRC indexes of core 0 and LMB 0: types 1 and 8, id 0 (hw/ppc/spapr_drc.h).
 CORE_TYPE: Final = 0x1 << 28
+LMB_TYPE: Final = 0x8 << 28
 _ID_BITS: Final = 28
 
 # vmstate_spapr_drc of hw/ppc/spapr_drc.c: its state, and the flag if it is set. The instance is the index. A connector whose device is
 # in the guest's hands and not to be unplugged, and one without a device, has no section at all; 5.2 to 11.1.
 _WAITS: Final = subsection("spapr_drc/unplug_requested", 1, rb"(?P<flag>.)")
-_CONNECTOR: Final = section("spapr_drc", 1, rb".{4}(?:" + _WAITS + rb")?")
+_CONNECTOR: Final = section("spapr_drc", 1, rb"(?P<state>.{4})(?:" + _WAITS + rb")?")
+# SpaprDrcState of hw/ppc/spapr_drc.h.
+_SAVED_STATES: Final = {
+    1: State.UNUSABLE,
+    2: State.AVAILABLE,
+    3: State.UNISOLATED,
+    4: State.CONFIGURED,
+    6: State.POWER_ON,
+    7: State.UNISOLATED,
+    8: State.CONFIGURED,
+}
 
 
 def traced(record: Record, event: str) -> int | None:
@@ -91,6 +104,25 @@ def waiting(qmp: Qmp, drcs: Collection[int]) -> bool | None:
 
 def unplug_requested(state: bytes) -> frozenset[int]:
     """Return the indexes of the connectors that wait for the guest, from the state of QEMU's devices."""
-    return frozenset(
-        int.from_bytes(found["instance"], "big") for found in _CONNECTOR.finditer(state) if found["flag"] not in (None, b"\0")
-    )
+    return frozenset(_index(found) for found in _CONNECTOR.finditer(state) if _flagged(found))
+
+
+def connector_states(state: bytes) -> dict[int, State]:
+    """Return the state of each connector that has one of its own, from the state of QEMU's devices.
+
+    That is every connector with a device, but for those whose device is in the guest's hands and not to be unplugged: configured.
+    """
+    return {_index(found): _state(found) for found in _CONNECTOR.finditer(state)}
+
+
+def _index(found: re.Match[bytes]) -> int:
+    return int.from_bytes(found["instance"], "big")
+
+
+def _state(found: re.Match[bytes]) -> State:
+    saved = _SAVED_STATES[int.from_bytes(found["state"], "big")]
+    return PENDING[saved] if _flagged(found) else saved
+
+
+def _flagged(found: re.Match[bytes]) -> bool:
+    return found["flag"] not in (None, b"\0")

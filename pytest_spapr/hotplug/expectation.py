@@ -22,6 +22,16 @@ class EventRule:
         return self.name + (f" x{self.least}" if self.least == self.most else f" x{self.least}..{self.most}")
 
 
+@dataclass(frozen=True, slots=True)
+class Aspect:
+    """One thing of an attempt, as promised and as seen, in words. :ivar kept: whether it is as promised."""
+
+    name: str
+    expected: str
+    observed: str
+    kept: bool
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Expectation:
     """What an attempt must be. ``attempt == expectation`` compares, :meth:`differences` says what is wrong.
@@ -47,35 +57,23 @@ class Expectation:
     waiting: bool = False
     source: str
 
+    def aspects(self, attempt: Attempt) -> list[Aspect]:
+        """Return each thing that is promised beside what was seen of it, most important first."""
+        promised, waiting = self.guest, attempt.waiting in (self.waiting, None)
+        return [
+            Aspect("outcome", _word(self.outcome), _word(attempt.outcome), self.outcome is attempt.outcome),
+            Aspect("cause", _word(self.cause), _word(attempt.cause), self.cause is attempt.cause),
+            Aspect("guest asked", _word(self.asked), _word(attempt.asked), self.asked == attempt.asked),
+            Aspect("QEMU's view", _word(self.qemu), _word(attempt.views.qemu), self.qemu is attempt.views.qemu),
+            Aspect("reply", _word(self.reply), _word(attempt.reply), self._promised_reply(attempt)),
+            Aspect("QEMU waits for the guest", _word(self.waiting), _word(attempt.waiting), waiting),
+            Aspect("the guest's view", " or ".join(promised), _word(attempt.views.guest), attempt.views.guest in promised),
+        ]
+
     def differences(self, attempt: Attempt) -> list[str]:
         """Return one line for each thing that is not as promised; an empty list if all is."""
-        found = []
-        for name, expected, observed in (
-            ("outcome", self.outcome, attempt.outcome),
-            ("cause", self.cause, attempt.cause),
-            ("guest asked", self.asked, attempt.asked),
-            ("QEMU's view", self.qemu, attempt.views.qemu),
-        ):
-            if expected != observed:
-                found.append(f"{name}: expected {_word(expected)}, observed {_word(observed)}")
-        if not self._promised_reply(attempt):
-            found.append(f"reply: expected {_word(self.reply)}, observed {_word(attempt.reply)}")
-        if attempt.waiting not in (self.waiting, None):
-            found.append(f"QEMU waits for the guest: expected {self.waiting}, observed {attempt.waiting}")
-        if attempt.views.guest not in self.guest:
-            found.append(f"the guest's view: expected {' or '.join(self.guest)}, observed {attempt.views.guest}")
-        return found + self._event_differences(attempt)
-
-    def explain(self, attempt: Attempt) -> list[str]:
-        """Return the lines that tell a person what was promised and what was seen, most important first."""
-        return [
-            f"{attempt.kind} {attempt.device}: not what the contract promises for {self.situation!r}",
-            *self.differences(attempt),
-            f"promised events: {', '.join(map(str, self.events)) or 'none'}",
-            f"observed: {attempt}",
-            *(f"evidence: {line}" for line in attempt.evidence),
-            f"contract: {self.source}",
-        ]
+        found = [f"{one.name}: expected {one.expected}, observed {one.observed}" for one in self.aspects(attempt) if not one.kept]
+        return found + self.event_differences(attempt)
 
     def __eq__(self, other: object) -> bool:
         return not self.differences(other) if isinstance(other, Attempt) else NotImplemented
@@ -92,7 +90,8 @@ class Expectation:
         words = re.escape(self.reply).replace(r"\{id\}", re.escape(attempt.device)).replace(r"\{number\}", r"\d+")
         return re.fullmatch(words, attempt.reply) is not None
 
-    def _event_differences(self, attempt: Attempt) -> list[str]:
+    def event_differences(self, attempt: Attempt) -> list[str]:
+        """Return one line for each event that came too seldom, too often or out of order, or was not promised."""
         counts = Counter(attempt.event_names)
         order = [rule.name for rule in self.events]
         found = [

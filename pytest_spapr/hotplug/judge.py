@@ -308,6 +308,7 @@ class Judge:
             began=began,
             ended=records[-1].seq + 1,
             waiting=waiting,
+            drcs=self._device.drcs,
         )
         self._timeline.step(f"verdict: {attempt}")
         return attempt
@@ -356,4 +357,6 @@ class Judge:
         self._timeline.wait(decide, since=since, deadline=Deadline(self._seconds), what="drmgr to end")
 
     def _is_about(self, event: Mapping[str, Any]) -> bool:
-        return _ABOUT_UNPLUG.fullmatch(event["event"]) is not None and event.get("data", {}).get("device") == self._device.id
+        # A device without an id of its own has its path for one.
+        named = "path" if self._device.id.startswith("/") else "device"
+        return _ABOUT_UNPLUG.fullmatch(event["event"]) is not None and event.get("data", {}).get(named) == self._device.id

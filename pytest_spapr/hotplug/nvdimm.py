@@ -6,9 +6,9 @@ import uuid
 from typing import Any
 
 from pytest_spapr.deadline import Deadline
-from pytest_spapr.errors import QmpRefused
 from pytest_spapr.guest import kernel_log
 from pytest_spapr.hotplug import drc
+from pytest_spapr.hotplug.backend import RAM, Backend
 from pytest_spapr.hotplug.device import Device
 from pytest_spapr.hotplug.evidence import Clue
 from pytest_spapr.hotplug.ledger import Ledger
@@ -57,29 +57,26 @@ class Nvdimms:
         self._machine = machine
         self._ledger = ledger
 
-    def plug(self, size: int = 256, *, device_id: str | None = None, wait: bool = True, **properties: Any) -> Nvdimm:
+    def plug(
+        self, size: int = 256, *, device_id: str | None = None, backend: Backend = RAM, wait: bool = True, **properties: Any
+    ) -> Nvdimm:
         """Plug an NVDIMM with a backend and a UUID of its own and wait until it is in the guest's device tree; 0.1 s under TCG.
 
-        Its backend is RAM: nothing persists.
-
         :param size: MiB, a multiple of 256; a label area of 128 KiB comes on top. :param wait: False returns with QEMU's reply.
+        :param backend: where its memory comes from; of RAM, which is the default, nothing persists.
         :param properties: more properties of ``device_add``, or others for those that are set here (``uuid``, ``label-size``).
         :raises QmpRefused: QEMU refused; the backend is deleted again. :raises NotConfigured: the guest did not take it.
         """
         machine = self._machine
         device_id = device_id or self._ledger.new_id("nvdimm")
-        backend = f"{device_id}-memory"
+        backend_id = f"{device_id}-memory"
         since = machine.timeline.mark()
         machine.timeline.step(f"plug nvdimm {device_id} of {size} MiB")
-        machine.qmp.execute("object-add", {"qom-type": "memory-backend-ram", "id": backend, "size": size * _MIB + _LABEL})
-        needed = {"label-size": _LABEL, "uuid": str(uuid.uuid4())}
-        try:
-            machine.qmp.execute("device_add", {"driver": "nvdimm", "id": device_id, "memdev": backend, **needed, **properties})
-        except QmpRefused:
-            machine.qmp.execute("object-del", {"id": backend})
-            raise
+        needed = {"driver": "nvdimm", "id": device_id, "memdev": backend_id, "label-size": _LABEL, "uuid": str(uuid.uuid4())}
+        with backend.made(machine, backend_id, size * _MIB + _LABEL):
+            machine.qmp.execute("device_add", {**needed, **properties})
         deadline = Deadline(machine.budgets.plug)
-        nvdimm = Nvdimm(machine, self._ledger, device_id, drc.attached(machine.timeline, since, 1, deadline), size, backend)
+        nvdimm = Nvdimm(machine, self._ledger, device_id, drc.attached(machine.timeline, since, 1, deadline), size, backend_id)
         if wait and machine.has_guest:
             nvdimm.await_configured(since, deadline)
         return nvdimm

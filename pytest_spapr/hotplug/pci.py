@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from pytest_spapr.deadline import Deadline
@@ -12,8 +13,10 @@ from pytest_spapr.hotplug.drmgr_device import DrmgrDevice
 from pytest_spapr.hotplug.ledger import Ledger
 from pytest_spapr.hotplug.outcome import Kind, Presence
 from pytest_spapr.machine import Machine
+from pytest_spapr.qemu.argv import DISCARDING
 
-_DEFAULT_BUS: Final = "pci.0"
+#: The bus of the PHB that every machine has.
+DEFAULT_BUS: Final = "pci.0"
 _SLOTS: Final = 32
 _FUNCTIONS: Final = 8
 
@@ -22,7 +25,7 @@ class PciDevice(DrmgrDevice):
     """A PCI function.
 
     :ivar driver: QEMU's device model. :ivar slot: :ivar function: where it is on its PHB's bus.
-    :ivar domain: the guest's number of its PHB.
+    :ivar domain: the guest's number of its PHB. :ivar bridge: that it is behind, if it is behind one.
     """
 
     kind = Kind.PCI
@@ -38,17 +41,20 @@ class PciDevice(DrmgrDevice):
         *,
         function: int = 0,
         domain: int = 0,
+        bridge: PciBridge | None = None,
     ) -> None:
         super().__init__(machine, ledger, device_id, drcs)
         self.driver = driver
         self.slot = slot
         self.function = function
         self.domain = domain
+        self.bridge = bridge
 
     @property
     def address(self) -> str:
-        """The function's address in the guest."""
-        return f"{self.domain:04x}:00:{self.slot:02x}.{self.function}"
+        """The function's address in the guest; a guest command behind a bridge, whose bus each boot may number anew."""
+        bus = self.machine.guest.pci.secondary_bus(self.bridge.address) if self.bridge else 0
+        return f"{self.domain:04x}:{bus:02x}:{self.slot:02x}.{self.function}"
 
     def guest_presence(self) -> Presence:
         return Presence.PRESENT if self.address in self.machine.guest.pci.functions() else Presence.ABSENT
@@ -72,20 +78,42 @@ class PciDevice(DrmgrDevice):
 
     def _queried(self) -> bool:
         buses = self.machine.qmp.execute("query-pci")
-        return any(device["qdev_id"] == self.id for bus in buses for device in bus["devices"])
+        return any(device["qdev_id"] == self.id for bus in buses for device in _with_what_is_behind(bus["devices"]))
+
+
+def _with_what_is_behind(devices: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """Yield devices of ``query-pci`` and those behind the bridges among them."""
+    for device in devices:
+        yield device
+        yield from _with_what_is_behind(device.get("pci_bridge", {}).get("devices", ()))
+
+
+class PciBridge(PciDevice):
+    """A PCI bridge, which QEMU never lets go (spapr_pci_unplug_request). :ivar pci: the slots behind it, from 1 on."""
+
+    def __init__(self, machine: Machine, ledger: Ledger, bridge: PciDevice) -> None:
+        place = {"function": bridge.function, "domain": bridge.domain}
+        super().__init__(machine, ledger, bridge.id, bridge.drcs, bridge.driver, bridge.slot, bridge=bridge.bridge, **place)
+        self.pci = Pci(machine, ledger, domain=bridge.domain, bridge=self)
 
 
 class Pci:
-    """The PCI slots of one PHB.
+    """The PCI slots of one bus: a PHB's, or the one behind a bridge.
 
-    :param bus: QEMU's name of the bus; ``pci.0`` is that of the PHB that every machine has.
+    :param bus: QEMU's name of a PHB's bus; ``pci.0`` is that of the PHB that every machine has.
+    :param bridge: the bridge that the bus is behind, if it is behind one.
     :ivar domain: the guest's number of the PHB, as last seen.
     """
 
-    def __init__(self, machine: Machine, ledger: Ledger, *, bus: str = _DEFAULT_BUS, domain: int = 0) -> None:
+    def __init__(
+        self, machine: Machine, ledger: Ledger, *, bus: str = DEFAULT_BUS, domain: int = 0, bridge: PciBridge | None = None
+    ) -> None:
         self._machine = machine
         self._ledger = ledger
-        self._bus = bus
+        # A bridge's bus has its name and is below it in QEMU's tree.
+        self._bus = bridge.id if bridge else bus
+        self._path = f"{bridge.qom_path}/{bridge.id}" if bridge else bus
+        self._bridge = bridge
         self.domain = domain
 
     def plug(
@@ -105,6 +133,7 @@ class Pci:
         :param driver: QEMU's device model, e.g. ``virtio-rng-pci``. :param slot: on this bus; default: the first that is free.
         :param wait: False returns with QEMU's reply. :param properties: more of ``device_add``, e.g. ``drive="disk0"``.
         :raises QmpRefused: QEMU refused. :raises NotConfigured: the guest did not take it.
+        :raises MachineError: a balloon for a clone whose QEMU (before 8.2) would spoil the template by it.
         """
         machine = self._machine
         slot = self._free_slot() if slot is None else slot
@@ -133,10 +162,23 @@ class Pci:
                 device.await_configured(since, deadline)
         return devices[::-1]
 
+    def plug_bridge(self, chassis: int, *, slot: int | None = None) -> PciBridge:
+        """Plug a bridge and wait until the guest has it; about 1 s under TCG. What is behind it comes and goes by its ``pci``.
+
+        :param chassis: its number among all bridges of the PHB, 1 to 255. :param slot: default: the first that is free.
+        :raises: as :meth:`plug`.
+        """
+        return PciBridge(self._machine, self._ledger, self.plug("pci-bridge", slot=slot, chassis_nr=chassis))
+
     def _add(
         self, driver: str, slot: int, function: int, device_id: str | None, properties: dict[str, Any], deadline: Deadline
     ) -> PciDevice:
         machine = self._machine
+        if machine.shares_ram and any(word in driver for word in DISCARDING):
+            raise MachineError(
+                f"{driver} gives memory back to the host, which {machine.build.version_text} would take out of the template of this "
+                'machine: ask for one that is no clone, with @pytest.mark.spapr(start="boot")'
+            )
         device_id = device_id or self._ledger.new_id("pci")
         since = machine.timeline.mark()
         machine.timeline.step(f"plug {driver} {device_id} in slot {slot}.{function} of {self._bus}")
@@ -144,14 +186,18 @@ class Pci:
         place = {"bus": self._bus, "addr": f"{slot:#x}.{function:#x}"}
         machine.qmp.execute("device_add", {"driver": driver, "id": device_id, **place, **properties})
         drcs = drc.attached(machine.timeline, since, 1, deadline)
-        return PciDevice(machine, self._ledger, device_id, drcs, driver, slot, function=function, domain=self.domain)
+        return PciDevice(
+            machine, self._ledger, device_id, drcs, driver, slot, function=function, domain=self.domain, bridge=self._bridge
+        )
 
     def _free_slot(self) -> int:
         # query-pci does not say which of the buses is which: all are number 0 of their PHB.
         qmp = self._machine.qmp
-        links = [child["name"] for child in qmp.execute("qom-list", {"path": self._bus}) if child["name"].startswith("child[")]
-        taken = {qmp.execute("qom-get", {"path": f"{self._bus}/{link}", "property": "addr"}) // _FUNCTIONS for link in links}
-        free = next((slot for slot in range(_SLOTS) if slot not in taken), None)
+        path = self._path
+        links = [child["name"] for child in qmp.execute("qom-list", {"path": path}) if child["name"].startswith("child[")]
+        taken = {qmp.execute("qom-get", {"path": f"{path}/{link}", "property": "addr"}) // _FUNCTIONS for link in links}
+        # Slot 0 behind a bridge is that of its own hot-plug controller (SHPC).
+        free = next((slot for slot in range(1 if self._bridge else 0, _SLOTS) if slot not in taken), None)
         if free is None:
             raise MachineError(f"all {_SLOTS} slots of {self._bus} are taken")
         return free

@@ -11,12 +11,15 @@ from pytest_spapr.hotplug.device import presence
 from pytest_spapr.hotplug.drmgr_device import DrmgrDevice
 from pytest_spapr.hotplug.ledger import Ledger
 from pytest_spapr.hotplug.outcome import Kind, Presence
-from pytest_spapr.hotplug.pci import Pci
+from pytest_spapr.hotplug.pci import DEFAULT_BUS, Pci
 from pytest_spapr.machine import Machine
 
 # hw/ppc/spapr_pci.h: SPAPR_MAX_PHBS, and SPAPR_PCI_BASE_BUID, which the unit addresses in the device tree count from.
 _PHBS: Final = 31
 _BASE_BUID: Final = 0x800000020000000
+_TYPE: Final = "spapr-pci-host-bridge"
+# hw/ppc/spapr_drc.h: a PHB's index in the type that PHBs have.
+_DRC_TYPE: Final = 0x2 << 28
 
 
 class Phb(DrmgrDevice):
@@ -24,10 +27,12 @@ class Phb(DrmgrDevice):
 
     kind = Kind.PHB
 
-    def __init__(self, machine: Machine, ledger: Ledger, device_id: str, drcs: tuple[int, ...], index: int) -> None:
+    def __init__(
+        self, machine: Machine, ledger: Ledger, device_id: str, drcs: tuple[int, ...], index: int, *, bus: str | None = None
+    ) -> None:
         super().__init__(machine, ledger, device_id, drcs)
         self.index = index
-        self.pci = Pci(machine, ledger, bus=f"{device_id}.0", domain=index)
+        self.pci = Pci(machine, ledger, bus=bus or f"{device_id}.0", domain=index)
 
     def guest_presence(self) -> Presence:
         """Return PRESENT only if the PHB is both in the device tree and a domain of the kernel's PCI, whose number is noted."""
@@ -45,7 +50,7 @@ class Phb(DrmgrDevice):
 
 
 class Phbs:
-    """A machine's hot-plugged PHBs. The one that is there from the start has index 0 and is not among them."""
+    """A machine's PHBs."""
 
     def __init__(self, machine: Machine, ledger: Ledger) -> None:
         self._machine = machine
@@ -63,7 +68,7 @@ class Phbs:
         device_id = device_id or self._ledger.new_id("phb")
         since = machine.timeline.mark()
         machine.timeline.step(f"plug phb {device_id} with index {index}")
-        machine.qmp.execute("device_add", {"driver": "spapr-pci-host-bridge", "id": device_id, "index": index, **properties})
+        machine.qmp.execute("device_add", {"driver": _TYPE, "id": device_id, "index": index, **properties})
         deadline = Deadline(machine.budgets.plug)
         # A PHB brings the connectors of its slots with it; they are empty.
         phb = Phb(machine, self._ledger, device_id, drc.attached(machine.timeline, since, 1, deadline), index)
@@ -71,12 +76,34 @@ class Phbs:
             phb.await_configured(since, deadline)
         return phb
 
+    def boot_phb(self, index: int = 0) -> Phb:
+        """Return a PHB that is there from the start: the machine's own, which has index 0, or one of the command line, with its id.
+
+        :raises MachineError: the machine was not started with such a PHB.
+        """
+        for path, number in self._present().items():
+            if number == index:
+                own = path.startswith("/machine/unattached/")
+                device_id, bus = (path, DEFAULT_BUS) if own else (path.rpartition("/")[2], None)
+                phb = Phb(self._machine, self._ledger, device_id, (_DRC_TYPE | index,), index, bus=bus)
+                # The guest's kernel may have given it another domain than its index.
+                if self._machine.has_guest:
+                    phb.guest_presence()
+                return phb
+        raise MachineError(f"the machine has no PHB {index}: it was not started with one")
+
+    def _present(self) -> dict[str, int]:
+        """Return the index of each PHB, by its QOM path."""
+        qmp = self._machine.qmp
+        return {
+            f"{parent}/{child['name']}": qmp.execute("qom-get", {"path": f"{parent}/{child['name']}", "property": "index"})
+            for parent in ("/machine/unattached", "/machine/peripheral")
+            for child in qmp.execute("qom-list", {"path": parent})
+            if child["type"] == f"child<{_TYPE}>"
+        }
+
     def _free_index(self) -> int:
-        taken = {0}
-        for child in self._machine.qmp.execute("qom-list", {"path": "/machine/peripheral"}):
-            if child["type"] == "child<spapr-pci-host-bridge>":
-                path = f"/machine/peripheral/{child['name']}"
-                taken.add(self._machine.qmp.execute("qom-get", {"path": path, "property": "index"}))
+        taken = {0, *self._present().values()}
         free = next((index for index in range(_PHBS) if index not in taken), None)
         if free is None:
             raise MachineError(f"all {_PHBS} PHBs of the machine are there")

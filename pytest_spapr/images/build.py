@@ -6,20 +6,23 @@ which are made anew for each build so that nobody can derive them. No root, no m
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from pytest_spapr.cache import Cache, cache_errors
-from pytest_spapr.debian.apt import AptState, Package
+from pytest_spapr.debian.apt import AptState, Package, file_sha256
 from pytest_spapr.debian.unpack import Kind, members
 from pytest_spapr.errors import ImageError
-from pytest_spapr.images import cpio, kernel, keys, store, userland
+from pytest_spapr.images import cpio, kernel, keys, rootfs, store, userland
 from pytest_spapr.images import recipe as recipes
-from pytest_spapr.images.recipe import Recipe
+from pytest_spapr.images.recipe import PSERIES, Recipe
 from pytest_spapr.images.store import GuestImage
 from pytest_spapr.progress import NullProgress, Progress
 
@@ -27,17 +30,26 @@ _NEEDED_SPACE = 100_000_000
 # In Debian's packages, up to 6.x and since then. Whatever its name, the kernel is not compressed.
 _KERNELS = ("boot/vmlinu*", "*lib/modules/*/vmlinu*")
 _CONFIGS = ("boot/config-*", "*lib/modules/*/config")
+_ARCHIVE = "rootfs.tar"
+
+#: Unpacks an archive to a raw disk, which is there with nothing in it, and configures its packages (``provision/``).
+Install: TypeAlias = Callable[[Path, Path], None]
 
 
-def resolve(name: str, cache: Cache, mirror: Callable[[], str], progress: Progress | None = None) -> GuestImage:
+def resolve(
+    name: str, cache: Cache, mirror: Callable[[], str], progress: Progress | None = None, install: Install | None = None
+) -> GuestImage:
     """Return the image that the user named: a directory (has a slash), or a recipe, which is built unless it is in the cache.
 
-    :param mirror: called only when packages are needed.
+    :param mirror: called only when packages are needed. :param install: see :func:`build`.
     :raises ImageError: no such image, or a broken one; and what :func:`build` raises.
     """
     if _is_directory(name):
         return store.open_image(Path(name).absolute())
-    return build(recipes.load(name), cache, mirror, progress)
+    recipe = recipes.load(name)
+    if recipe.architecture != PSERIES:
+        raise ImageError(f"{name} is not for a pseries machine, but for {recipe.architecture}: {recipe.description}")
+    return build(recipe, cache, mirror, progress, install=install)
 
 
 def find(name: str, cache: Cache) -> GuestImage:
@@ -60,12 +72,19 @@ def _is_directory(name: str) -> bool:
 
 
 def build(
-    recipe: Recipe, cache: Cache, mirror: Callable[[], str], progress: Progress | None = None, *, again: bool = False
+    recipe: Recipe,
+    cache: Cache,
+    mirror: Callable[[], str],
+    progress: Progress | None = None,
+    *,
+    again: bool = False,
+    install: Install | None = None,
 ) -> GuestImage:
     """Return the recipe's image, from the cache without any network or else built: 60 to 100 MB to fetch, then about 10 s.
 
     :param mirror: returns the mirror's base URL; called only when something must be built.
     :param again: build it although it is there, from the mirror's newest packages; it gets new keys.
+    :param install: for an image with a disk, which takes minutes more.
     :raises MirrorError: :raises VerificationError: packages cannot be had or are not what they should be.
     :raises ImageError: the recipe does not fit its packages. :raises CacheError: disk full or not writable.
     """
@@ -74,7 +93,7 @@ def build(
     if again or not (entry / store.MANIFEST).exists():
         with cache.lock(f"image-{recipe.key}", progress):
             if again or not (entry / store.MANIFEST).exists():
-                _build(recipe, cache, mirror(), progress, again)
+                _build(recipe, cache, mirror(), progress, again, install)
     return store.open_image(entry)
 
 
@@ -92,9 +111,10 @@ def with_kernel(image: GuestImage, vmlinux: Path, modules: Path | None, cache: C
         raise ImageError(f"cannot read the kernel {vmlinux}: {error.strerror}") from error
     release = kernel.release(data, str(vmlinux))
     available = kernel.modules_below(modules, release) if modules else {}
-    chosen = kernel.select_modules(image.manifest["wanted_modules"], available)
     parts = _parts(image)
-    parts["modules"] = _modules_archive(chosen)
+    wanted, spare = image.manifest["wanted_modules"], image.manifest["spare_modules"]
+    loaded, module_tree = _modules(release, wanted, spare, available)
+    parts["modules"] = cpio.archive(module_tree)
     digest = hashlib.sha256(json.dumps(image.manifest["files"], sort_keys=True).encode() + hashlib.sha256(data).digest())
     digest.update(hashlib.sha256(parts["modules"]).digest())
     key = f"{image.name}-{release}-{digest.hexdigest()[:12]}"
@@ -103,32 +123,45 @@ def with_kernel(image: GuestImage, vmlinux: Path, modules: Path | None, cache: C
         if not (entry / store.MANIFEST).exists():
             files = {name: (image.directory / name).read_bytes() for name in (store.CLIENT_KEY, store.HOST_KEY)}
             facts = {
-                **{name: image.manifest[name] for name in ("recipe", "packages", "wanted_modules", "console_shell")},
+                **{
+                    name: image.manifest[name]
+                    for name in ("recipe", "packages", "wanted_modules", "spare_modules", "console_shell")
+                },
                 "name": f"{image.name}+{release}",
                 "kernel_release": release,
                 "page_size": None,
-                "modules": list(chosen),
+                "modules": loaded,
             }
-            _publish(cache, key, facts, parts, {**files, store.VMLINUX: data})
+            disk = image.disk
+            _publish(
+                cache, key, facts, parts, {**files, store.VMLINUX: data}, None if disk is None else lambda path: _link(disk, path)
+            )
     return store.open_image(entry)
 
 
-def _build(recipe: Recipe, cache: Cache, mirror: str, progress: Progress, again: bool) -> None:
+def _build(recipe: Recipe, cache: Cache, mirror: str, progress: Progress, again: bool, install: Install | None) -> None:
+    if recipe.disk is not None and install is None:
+        raise ImageError(
+            f"the guest image {recipe.name} has a disk, which is made in a guest: `spapr image build {recipe.name}` does it."
+        )
+
     def fetch(suites: Sequence[str], names: Sequence[str], wanted: Sequence[str]) -> dict[Package, Path]:
         return _fetch(AptState(cache, mirror, suites, recipe.architecture, progress), cache, names, wanted, again)
 
     kernel_debs = fetch(recipe.kernel_suites, [recipe.kernel_package], recipe.kernel_files)
     debs = fetch(recipe.suites, recipe.packages, recipe.packages)
+    disk_debs = fetch(recipe.suites, recipe.disk.packages, ["*"]) if recipe.disk else {}
     progress.phase(f"building guest image {recipe.name}")
     vmlinux, config, available = _read_kernel(list(kernel_debs.values()))
-    release = kernel.release(vmlinux, f"the kernel of {recipe.name}")
-    chosen = kernel.select_modules(recipe.modules, available)
+    where = f"the kernel of {recipe.name}"
+    release = kernel.x86_release(vmlinux, where) if recipe.architecture == "amd64" else kernel.release(vmlinux, where)
+    loaded, module_tree = _modules(release, recipe.modules, recipe.spare_modules, available, recipe.architecture)
     tree = userland.tree(recipe, list(debs.values()))
     fresh = keys.generate()
     parts = {
         "userland": cpio.archive(tree),
-        "modules": _modules_archive(chosen),
-        "keys": cpio.archive(_key_tree(fresh)),
+        "modules": cpio.archive(module_tree),
+        "keys": cpio.archive(_key_tree(fresh, openssh=recipe.disk is not None)),
     }
     facts: dict[str, Any] = {
         "name": recipe.name,
@@ -136,10 +169,12 @@ def _build(recipe: Recipe, cache: Cache, mirror: str, progress: Progress, again:
         "kernel_release": release,
         "page_size": kernel.page_size(config),
         "packages": {
-            package.name: package.version for package in sorted((*kernel_debs, *debs), key=lambda package: package.name)
+            package.name: package.version
+            for package in sorted((*kernel_debs, *debs, *disk_debs), key=lambda package: package.name)
         },
-        "modules": list(chosen),
+        "modules": loaded,
         "wanted_modules": list(recipe.modules),
+        "spare_modules": list(recipe.spare_modules),
         "console_shell": recipe.console_shell,
     }
     files = {
@@ -147,9 +182,33 @@ def _build(recipe: Recipe, cache: Cache, mirror: str, progress: Progress, again:
         store.CLIENT_KEY: fresh.client_private,
         store.HOST_KEY: f"{fresh.host_public}\n".encode(),
     }
-    cache.require_space(_NEEDED_SPACE, f"the guest image {recipe.name}")
-    _publish(cache, recipe.key, facts, parts, files)
+    cache.require_space(_NEEDED_SPACE + (recipe.disk.size if recipe.disk else 0), f"the guest image {recipe.name}")
+
+    def make_disk(path: Path) -> None:
+        assert recipe.disk is not None
+        assert install is not None
+        archive = path.with_name(_ARCHIVE)
+        own = {file.path: cpio.file(file.source.read_bytes(), file.mode) for file in recipe.disk.files}
+        # The init loads what that file lists; systemd would do it again.
+        own |= {path: node for path, node in module_tree.items() if path.startswith("lib/")}
+        rootfs.write(archive, list(disk_debs.values()), recipe.disk.excluded, own, recipe.architecture, progress)
+        with path.open("wb") as stream:
+            stream.truncate(recipe.disk.size)
+        install(archive, path)
+        archive.unlink()
+
+    _publish(cache, recipe.key, facts, parts, files, make_disk if recipe.disk else None)
     progress.done()
+
+
+def _link(disk: Path, path: Path) -> None:
+    """Have the disk of another image, which is never written, here as well."""
+    try:
+        os.link(disk, path)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK):
+            raise
+        shutil.copyfile(disk, path)
 
 
 def _fetch(apt: AptState, cache: Cache, names: Sequence[str], wanted: Sequence[str], newest: bool) -> dict[Package, Path]:
@@ -191,16 +250,34 @@ def _packed(data: bytes, path: str) -> Callable[[], bytes]:
     return lambda: kernel.unpacked(data, path)
 
 
-def _modules_archive(chosen: Mapping[str, bytes]) -> bytes:
-    tree = {f"lib/modules/{name}.ko": cpio.file(data) for name, data in chosen.items()}
-    tree["etc/modules"] = cpio.file("".join(f"{name}\n" for name in chosen).encode())
-    return cpio.archive(tree)
+def _modules(
+    release: str,
+    wanted: Iterable[str],
+    spare: Iterable[str],
+    available: Mapping[str, Callable[[], bytes]],
+    architecture: str = PSERIES,
+) -> tuple[list[str], dict[str, cpio.Node]]:
+    """Return the modules that the init loads, and a tree with all where modprobe looks for them, and with the init's list."""
+    loaded = kernel.select_modules(wanted, available, architecture)
+    carried = loaded | kernel.select_modules(spare, available, architecture)
+    directory = f"lib/modules/{release}"
+    tree = {f"{directory}/{name}.ko": cpio.file(module.data) for name, module in carried.items()}
+    tree[f"{directory}/modules.dep"] = cpio.file(kernel.modules_dep(carried).encode())
+    tree["etc/modules"] = cpio.file("".join(f"/{directory}/{name}.ko\n" for name in loaded).encode())
+    return list(loaded), tree
 
 
-def _key_tree(fresh: keys.Keys) -> dict[str, cpio.Node]:
+def _key_tree(fresh: keys.Keys, *, openssh: bool) -> dict[str, cpio.Node]:
+    """Return the keys where the guest's ssh server looks for them."""
+    if openssh:
+        host = {"etc/ssh": cpio.directory(), "etc/ssh/ssh_host_ed25519_key": cpio.file(fresh.host_openssh, 0o600)}
+    else:
+        host = {
+            "etc/dropbear": cpio.directory(0o700),
+            "etc/dropbear/dropbear_ed25519_host_key": cpio.file(fresh.host_private, 0o600),
+        }
     return {
-        "etc/dropbear": cpio.directory(0o700),
-        "etc/dropbear/dropbear_ed25519_host_key": cpio.file(fresh.host_private, 0o600),
+        **host,
         "root": cpio.directory(0o700),
         "root/.ssh": cpio.directory(0o700),
         "root/.ssh/authorized_keys": cpio.file(f"{fresh.client_public}\n".encode(), 0o600),
@@ -215,9 +292,16 @@ def _parts(image: GuestImage) -> dict[str, bytes]:
     return parts
 
 
-def _publish(cache: Cache, key: str, facts: Mapping[str, Any], parts: Mapping[str, bytes], files: Mapping[str, bytes]) -> None:
+def _publish(
+    cache: Cache,
+    key: str,
+    facts: Mapping[str, Any],
+    parts: Mapping[str, bytes],
+    files: Mapping[str, bytes],
+    make_disk: Callable[[Path], None] | None = None,
+) -> None:
     whole = {**files, store.INITRAMFS: b"".join(parts.values())}
-    manifest = {
+    manifest: dict[str, Any] = {
         "format": store.FORMAT,
         **facts,
         "parts": [{"name": name, **_facts(data)} for name, data in parts.items()],
@@ -227,6 +311,10 @@ def _publish(cache: Cache, key: str, facts: Mapping[str, Any], parts: Mapping[st
         for name, data in whole.items():
             (scratch / name).touch(mode=0o600 if name == store.CLIENT_KEY else 0o644)
             (scratch / name).write_bytes(data)
+        if make_disk is not None:
+            disk = scratch / store.DISK
+            make_disk(disk)
+            manifest["files"][store.DISK] = {"size": disk.stat().st_size, "sha256": file_sha256(disk)}
         (scratch / store.MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
 
 

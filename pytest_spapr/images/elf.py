@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 _PT_LOAD, _PT_DYNAMIC, _PT_INTERP = 1, 2, 3
 _DT_NEEDED, _DT_STRTAB = 1, 5
-EM_PPC64 = 21
+EM_PPC64, EM_X86_64 = 21, 62
 ET_REL, ET_EXEC, ET_DYN = 1, 2, 3
 
 

@@ -5,15 +5,21 @@ from __future__ import annotations
 import lzma
 import re
 import shutil
+import struct
 import subprocess
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_spapr.errors import ImageError
-from pytest_spapr.images.elf import EM_PPC64, ET_DYN, ET_EXEC, Elf, NotElf
+from pytest_spapr.images.elf import EM_PPC64, EM_X86_64, ET_DYN, ET_EXEC, Elf, NotElf
 
 # linux_banner, see init/version-timestamp.c; the format string in printk's own text has a % there.
 _BANNER = re.compile(rb"Linux version ([0-9][^ \0]*) \(")
+# Documentation/arch/x86/boot.rst: "HdrS", and where the version stands, as an offset from the second sector on.
+_X86_MAGIC, _X86_VERSION = slice(0x202, 0x206), 0x20E
+#: dpkg's architectures that there are images for, and what their programs are to ELF.
+MACHINES = {"ppc64el": EM_PPC64, "amd64": EM_X86_64}
 _MODULE = re.compile(r"(?P<name>[^/]+)\.ko(?P<packing>\.xz|\.zst|\.gz)?$")
 
 
@@ -40,25 +46,50 @@ def release(vmlinux: bytes, where: str) -> str:
     return banner[1].decode()
 
 
+def x86_release(bzimage: bytes, where: str) -> str:
+    """Return the release of an x86 kernel, e.g. ``6.1.0-50-amd64``. :param where: names the file in errors.
+
+    :raises ImageError: it is no bzImage.
+    """
+    try:
+        (offset,) = struct.unpack_from("<H", bzimage, _X86_VERSION)
+    except struct.error:
+        offset = 0
+    words = bzimage[offset + 0x200 :][:256].split(b"\0")[0].split()
+    if bzimage[_X86_MAGIC] != b"HdrS" or not offset or not words:
+        raise ImageError(f"{where} is not a kernel that an x86-64 machine boots: no bzImage.")
+    return words[0].decode(errors="replace")
+
+
 def page_size(config: bytes | None) -> int | None:
     """Return the page size in bytes that a kernel's .config says, or None when there is none to ask."""
     if config is None:
         return None
-    sizes = {b"CONFIG_PPC_4K_PAGES=y": 4096, b"CONFIG_PPC_64K_PAGES=y": 65536}
+    sizes = {b"CONFIG_PPC_4K_PAGES=y": 4096, b"CONFIG_PPC_64K_PAGES=y": 65536, b"CONFIG_X86_64=y": 4096}
     return next((size for line, size in sizes.items() if line in config.splitlines()), None)
 
 
-def select_modules(names: Iterable[str], available: Mapping[str, Callable[[], bytes]]) -> dict[str, bytes]:
-    """Return the modules called ``names`` with all that they depend on, unpacked, each after its dependencies.
+@dataclass(frozen=True, slots=True)
+class Module:
+    """A kernel module, unpacked. :ivar needs: the names of the modules that it depends on itself."""
+
+    data: bytes
+    needs: tuple[str, ...]
+
+
+def select_modules(
+    names: Iterable[str], available: Mapping[str, Callable[[], bytes]], architecture: str = "ppc64el"
+) -> dict[str, Module]:
+    """Return the modules called ``names`` with all that they depend on, each after its dependencies.
 
     A name that is not available is taken as built in, or as not configured: only the guest can tell, and what needs it will say.
     Dependencies are read from the modules themselves: Debian's packages come without modules.dep.
 
     :param available: module name (underscores or dashes alike) -> reads its unpacked bytes.
-    :raises ImageError: a module is damaged or for another machine.
+    :param architecture: dpkg's name. :raises ImageError: a module is damaged or for another machine.
     """
     readers = {_plain(name): read for name, read in available.items()}
-    chosen: dict[str, bytes] = {}
+    chosen: dict[str, Module] = {}
     seen: set[str] = set()
 
     def add(name: str) -> None:
@@ -66,13 +97,27 @@ def select_modules(names: Iterable[str], available: Mapping[str, Callable[[], by
             return
         seen.add(name)
         data = readers[name]()
-        for dependency in _dependencies(name, data):
-            add(_plain(dependency))
-        chosen[name] = data
+        # What is built in is nobody's dependency: modpost leaves it out.
+        needs = tuple(map(_plain, _dependencies(name, data, architecture)))
+        for dependency in needs:
+            add(dependency)
+        chosen[name] = Module(data, needs)
 
     for name in names:
         add(_plain(name))
     return chosen
+
+
+def modules_dep(modules: Mapping[str, Module]) -> str:
+    """Return what modprobe wants to know of them (depmod(8)): each with all that it needs, directly or not, what is needed first last."""
+    needs: dict[str, list[str]] = {}
+    # Each module comes after those that it depends on.
+    for name, module in modules.items():
+        direct = [need for need in module.needs if need in modules]
+        indirect = [further for need in direct for further in needs.get(need, ())]
+        # Of one that is needed in two ways, its last place counts.
+        needs[name] = list(dict.fromkeys(reversed([*direct, *indirect])))[::-1]
+    return "".join(f"{name}.ko:{''.join(f' {need}.ko' for need in found)}\n" for name, found in needs.items())
 
 
 def module_name(path: str) -> str | None:
@@ -118,14 +163,14 @@ def _reader(path: Path) -> Callable[[], bytes]:
     return lambda: unpacked(path.read_bytes(), str(path))
 
 
-def _dependencies(name: str, data: bytes) -> list[str]:
+def _dependencies(name: str, data: bytes, architecture: str) -> list[str]:
     try:
         elf = Elf(data)
         info = elf.section(".modinfo")
     except NotElf as error:
         raise ImageError(f"the kernel module {name} is damaged: {error}") from error
-    if elf.machine != EM_PPC64 or info is None:
-        raise ImageError(f"the kernel module {name} is not a module for ppc64le")
+    if elf.machine != MACHINES[architecture] or info is None:
+        raise ImageError(f"the kernel module {name} is not a module for {architecture}")
     depends = [field.removeprefix(b"depends=") for field in info.split(b"\0") if field.startswith(b"depends=")]
     return [name for field in depends for name in field.decode().split(",") if name]
 

@@ -15,11 +15,12 @@ _TYPE = b"ssh-ed25519"
 class Keys:
     """A fresh set of keys.
 
-    :ivar host_private: in dropbear's own format. :ivar client_private: in OpenSSH's.
+    :ivar host_private: in dropbear's own format. :ivar host_openssh: the same key in OpenSSH's. :ivar client_private: in OpenSSH's.
     :ivar host_public: :ivar client_public: one line, ``ssh-ed25519 AAAA...``.
     """
 
     host_private: bytes
+    host_openssh: bytes
     host_public: str
     client_private: bytes
     client_public: str
@@ -30,10 +31,15 @@ def generate() -> Keys:
     host, client = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
     return Keys(
         host_private=_dropbear(host),
+        host_openssh=_openssh(host),
         host_public=_public(host),
-        client_private=client.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()),
+        client_private=_openssh(client),
         client_public=_public(client),
     )
+
+
+def _openssh(key: Ed25519PrivateKey) -> bytes:
+    return key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
 
 
 def _public(key: Ed25519PrivateKey) -> str:

@@ -16,7 +16,9 @@ from typing import Any
 from pytest_spapr.errors import ImageError
 
 # Part of each recipe's digest: raise it when the same recipe gives another image because this code changed.
-BUILDER = 3
+BUILDER = 4
+#: dpkg's name for what a pseries machine runs.
+PSERIES = "ppc64el"
 # What is booted when nobody names an image.
 DEFAULT_IMAGE = "debian-12"
 
@@ -30,6 +32,22 @@ class File:
     mode: int
 
 
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """The disk of an image that has one: a whole Debian, whose packages are configured in a guest (``provision/``).
+
+    :ivar packages: of the recipe's ``suites``, and all that they depend on. :ivar excluded: globs of what is left out of them.
+    :ivar configure: the script that configures them, run in the disk's root. :ivar files: of the recipe's own, which go there, too.
+    :ivar size: bytes that its file system has room for.
+    """
+
+    packages: tuple[str, ...]
+    excluded: tuple[str, ...]
+    configure: Path
+    files: tuple[File, ...]
+    size: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """A checked recipe.
@@ -39,8 +57,10 @@ class Recipe:
     :ivar packages: of ``suites``: where programs and libraries come from; nothing that they depend on is added.
     :ivar programs: path in the guest -> path in a package; their libraries are found.
     :ivar applets: names that busybox answers to. :ivar modules: kernel modules to load, in order; dependencies are found.
+    :ivar spare_modules: modules that are there for whoever says ``modprobe NAME``.
     :ivar console_shell: the init keeps a shell on hvc3 for the plugin (``guest/console.py``), and the program ``renew``, which is
         added, on hvc2.
+    :ivar disk: what the init goes on with, None for an image that is all initramfs.
     :ivar digest: SHA256 of all that the recipe's author wrote.
     """
 
@@ -58,7 +78,9 @@ class Recipe:
     links: Mapping[str, str]
     files: tuple[File, ...]
     modules: tuple[str, ...]
+    spare_modules: tuple[str, ...]
     console_shell: bool
+    disk: Disk | None
     digest: str
 
     @property
@@ -125,7 +147,8 @@ def _base(directory: Path, name: object, asker: Path) -> Path:
 def _checked(name: str, layers: Sequence[_Layer]) -> Recipe:
     reader = _Reader(layers)
     executable = reader.strings("executable")
-    files = tuple(File(path, source, 0o755 if path in executable else 0o644) for path, source in reader.sources("files").items())
+    files = _files(reader.sources("files"), executable)
+    disk = _disk(reader) if reader.has("disk_packages") else None
     recipe = Recipe(
         name=name,
         description=reader.string("description"),
@@ -141,11 +164,30 @@ def _checked(name: str, layers: Sequence[_Layer]) -> Recipe:
         links=reader.mapping("links"),
         files=files,
         modules=reader.strings("modules"),
+        spare_modules=reader.strings("spare_modules"),
         console_shell=reader.boolean("console_shell"),
-        digest=_digest(layers, files, layers[0].path),
+        disk=disk,
+        digest=_digest(layers, files if disk is None else (*files, *disk.files, File("", disk.configure, 0)), layers[0].path),
     )
     reader.finish()
     return recipe
+
+
+def _files(sources: Mapping[str, Path], executable: Sequence[str]) -> tuple[File, ...]:
+    return tuple(File(path, source, 0o755 if path in executable else 0o644) for path, source in sources.items())
+
+
+def _disk(reader: _Reader) -> Disk:
+    path, size = reader.value("disk_size")
+    if not isinstance(size, int) or size < 1:
+        raise ImageError(f"{path}: disk_size must be a number of MiB, not {size!r}")
+    return Disk(
+        packages=reader.strings("disk_packages"),
+        excluded=reader.strings("disk_excluded"),
+        configure=reader.source("disk_configure"),
+        files=_files(reader.sources("disk_files"), reader.strings("disk_executable")),
+        size=size << 20,
+    )
 
 
 def _digest(layers: Iterable[_Layer], files: Iterable[File], where: Path) -> str:
@@ -165,20 +207,28 @@ class _Reader:
         self._layers = layers
         self._read: set[str] = set()
 
+    def has(self, key: str) -> bool:
+        return any(key in layer.table for layer in self._layers)
+
+    def source(self, key: str) -> Path:
+        """Return the string ``key`` as the path of a file next to the file that has it."""
+        path, _ = self.value(key)
+        return path.parent / self.string(key)
+
     def string(self, key: str) -> str:
-        path, value = self._value(key)
+        path, value = self.value(key)
         if not isinstance(value, str):
             raise ImageError(f"{path}: {key} must be a string, not {value!r}")
         return value
 
     def boolean(self, key: str) -> bool:
-        path, value = self._value(key)
+        path, value = self.value(key)
         if not isinstance(value, bool):
             raise ImageError(f"{path}: {key} must be true or false, not {value!r}")
         return value
 
     def strings(self, key: str) -> tuple[str, ...]:
-        path, value = self._value(key)
+        path, value = self.value(key)
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             raise ImageError(f"{path}: {key} must be a list of strings, not {value!r}")
         return tuple(value)
@@ -206,7 +256,7 @@ class _Reader:
             joined |= {name: (path, item) for name, item in value.items()}
         return joined
 
-    def _value(self, key: str) -> tuple[Path, object]:
+    def value(self, key: str) -> tuple[Path, object]:
         return self._values(key)[0]
 
     def _values(self, key: str) -> list[tuple[Path, object]]:

@@ -11,10 +11,12 @@ from typing import Any
 from pytest_spapr.debian.apt import file_sha256
 from pytest_spapr.errors import ImageError, VerificationError
 
-FORMAT = 2
+FORMAT = 3
 KIND = "images"
 MANIFEST, VMLINUX, INITRAMFS, CLIENT_KEY, HOST_KEY = "image.json", "vmlinux", "initramfs.cpio", "client_key", "host_key.pub"
 FILES = (VMLINUX, INITRAMFS, CLIENT_KEY, HOST_KEY)
+#: A raw disk, of images that have one.
+DISK = "disk.raw"
 
 
 @dataclass(frozen=True)
@@ -23,8 +25,9 @@ class GuestImage:
 
     :ivar page_size: bytes; None when the kernel is the user's own and does not say. :ivar client_key: private key for root, OpenSSH
         format. :ivar host_key: the guest's public key, ``ssh-ed25519 AAAA...``. :ivar packages: name -> version.
-    :ivar modules: kernel modules in the initramfs, in the order in which they are loaded.
+    :ivar modules: kernel modules that the guest's init loads, in this order.
     :ivar console_shell: the guest's init keeps a shell on hvc3 for the plugin. :ivar manifest: all of image.json.
+    :ivar disk: the raw disk that the initramfs goes on with, which is only read; None for an image that is all initramfs.
     """
 
     name: str
@@ -39,6 +42,12 @@ class GuestImage:
     modules: tuple[str, ...]
     console_shell: bool
     manifest: Mapping[str, Any]
+    disk: Path | None = None
+
+
+def files_of(manifest: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of the files that an image consists of."""
+    return (*FILES, DISK) if DISK in manifest["files"] else FILES
 
 
 def open_image(directory: Path) -> GuestImage:
@@ -59,7 +68,7 @@ def open_image(directory: Path) -> GuestImage:
         found = manifest.get("format") if isinstance(manifest, dict) else None
         raise ImageError(f"{path} has the format {found!r}, expected {FORMAT}: build the image again with this version.")
     try:
-        for name in FILES:
+        for name in files_of(manifest):
             _check_size(directory / name, manifest["files"][name]["size"])
         return GuestImage(
             name=manifest["name"],
@@ -74,6 +83,7 @@ def open_image(directory: Path) -> GuestImage:
             modules=tuple(manifest["modules"]),
             console_shell=manifest["console_shell"],
             manifest=manifest,
+            disk=directory / DISK if DISK in manifest["files"] else None,
         )
     except (KeyError, TypeError) as error:
         raise ImageError(f"{path} is damaged: {error!r}. Build the image again.") from error
@@ -85,7 +95,7 @@ def verify(directory: Path) -> GuestImage:
     :raises ImageError: see :func:`open_image`. :raises VerificationError: a file is not what it was when the image was built.
     """
     image = open_image(directory)
-    for name in FILES:
+    for name in files_of(image.manifest):
         if file_sha256(directory / name) != image.manifest["files"][name]["sha256"]:
             raise VerificationError(
                 f"{directory / name} was changed since the image was built: remove the image and build it again."

@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 
 #: MiB of an LMB: what pseries memory comes in.
 LMB_MIB: Final = 256
+#: Words in the names of devices that give memory back to the host. QEMU punches holes for them into the file of the RAM, also where that is
+#: mapped privately (ram_block_discard_range): into the template of all clones.
+DISCARDING: Final = ("balloon", "virtio-mem")
+#: The feature of a build that can open a clone's file for reading only, and then punches no holes into it (QEMU 8.2).
+READ_ONLY_RAM: Final = "memory-backend-file.rom"
 
 _DEBUGGED: Final = "; ".join(
     f"file arch/powerpc/platforms/pseries/{name}.c +p" for name in ("hotplug-cpu", "hotplug-memory", "dlpar")
@@ -57,9 +62,11 @@ class MachineSpec:
     """What a test asks of a machine.
 
     :ivar cpus: cores at boot. :ivar max_cpus: core slots. Under TCG also bounds all cores ever made in one process.
+    :ivar threads: hardware threads of each core. TCG of QEMU 7.2 can have no more than one.
     :ivar memory: MiB at boot. :ivar slots: DIMM slots. :ivar max_memory: MiB with all DIMMs.
+    :ivar numa: NUMA nodes. The first has the memory of the boot, the others what a DIMM's ``node`` gives them.
     :ivar cpu: model, as ``-cpu``; None for the one that the build is sound with, see :func:`cpu_model`.
-    :ivar machine: type, as ``-machine``, e.g. ``pseries-7.2``.
+    :ivar machine: type, and properties if need be, as ``-machine``, e.g. ``pseries-7.2`` or ``pseries,ic-mode=xics``.
     :ivar kernel_args: more of the guest's kernel command line. :ivar qemu_args: more of QEMU's command line.
     :ivar accelerator: ``tcg`` or ``kvm``. :ivar firmware: ``vof`` boots in 3 s, ``slof`` in 9 s under TCG; ``auto`` takes VOF
         where the build has it and there is a kernel to boot: without one, VOF stops the machine and SLOF stays at its prompt.
@@ -68,9 +75,11 @@ class MachineSpec:
 
     cpus: int = 1
     max_cpus: int = 8
+    threads: int = 1
     memory: int = 1024
     slots: int = 4
     max_memory: int = 4096
+    numa: int = 1
     cpu: str | None = None
     machine: str = "pseries"
     kernel_args: tuple[str, ...] = ()
@@ -79,7 +88,7 @@ class MachineSpec:
     firmware: Literal["auto", "vof", "slof"] = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("cpus", "max_cpus", "memory", "slots", "max_memory"):
+        for name in ("cpus", "max_cpus", "threads", "memory", "slots", "max_memory", "numa"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool):
                 raise ConfigError(f"{name}={value!r}: expected a whole number")
@@ -99,11 +108,21 @@ class MachineSpec:
         if not isinstance(self.machine, str) or not self.machine:
             raise ConfigError(f"machine={self.machine!r}: expected a name, e.g. pseries")
 
+    @property
+    def vcpus(self) -> int:
+        """vCPUs at boot."""
+        return self.cpus * self.threads
+
     def _check_sizes(self) -> None:
         if self.cpus < 1:
             raise ConfigError(f"cpus={self.cpus}: expected at least 1")
         if self.max_cpus < self.cpus:
             raise ConfigError(f"max_cpus={self.max_cpus}: expected at least cpus, which is {self.cpus}")
+        # spapr_set_vsmt_mode of hw/ppc/spapr.c: the threads of a core are a power of two; POWER8 to POWER10 have up to 8.
+        if self.threads not in (1, 2, 4, 8):
+            raise ConfigError(f"threads={self.threads}: expected 1, 2, 4 or 8 for each core")
+        if self.numa < 1:
+            raise ConfigError(f"numa={self.numa}: expected at least 1")
         for name in ("memory", "max_memory"):
             value = getattr(self, name)
             if value < LMB_MIB or value % LMB_MIB:
@@ -170,12 +189,17 @@ def _arguments(
     if "-sandbox" in build.features:
         yield from ("-sandbox", _SANDBOX)
     machine = _machine(build, spec, has_kernel=image is not None)
-    yield from ("-machine", f"{machine},memory-backend=ram" if ram else machine)
-    if ram:
-        yield from _ram(spec, ram)
+    yield from ("-machine", f"{machine},memory-backend=ram" if ram and spec.numa == 1 else machine)
+    if ram or spec.numa > 1:
+        yield from _ram(build, spec, ram or Ram(None))
+    if spec.numa > 1:
+        # Not beside memory-backend=, which is the same for one node (numa_complete_configuration).
+        yield from ("-numa", "node,nodeid=0,memdev=ram")
+        yield from (word for node in range(1, spec.numa) for word in ("-numa", f"node,nodeid={node}"))
     # thread=single hangs at the removal of a core, in every version.
     yield from ("-accel", "tcg,thread=multi" if spec.accelerator == "tcg" else spec.accelerator)
-    yield from ("-cpu", cpu_model(build, spec), "-smp", f"{spec.cpus},maxcpus={spec.max_cpus}")
+    threads = f",threads={spec.threads}" if spec.threads > 1 else ""
+    yield from ("-cpu", cpu_model(build, spec), "-smp", f"{spec.vcpus},maxcpus={spec.max_cpus * spec.threads}{threads}")
     room = f",slots={spec.slots},maxmem={spec.max_memory}M" if spec.slots else ""
     yield from ("-m", f"{spec.memory}M{room}")
     # A guest that panicked or powered itself off must stay to be looked at. QMP's quit still ends QEMU.
@@ -195,24 +219,45 @@ def _arguments(
         yield from ("-device", f"virtio-net-pci,netdev=net,romfile=,bus=pci.0,addr={_NETWORK_SLOT}")
         kernel_args = " ".join((*DEFAULT_KERNEL_ARGS, *spec.kernel_args))
         yield from ("-kernel", str(image.kernel), "-initrd", str(image.initramfs), "-append", kernel_args)
+        yield from disk_arguments(image)
     yield from spec.qemu_args
 
 
-def _ram(spec: MachineSpec, ram: Ram) -> Iterator[str]:
+def disk_arguments(image: GuestImage) -> tuple[str, ...]:
+    """Return the arguments for an image's disk, none where it has no disk.
+
+    It is not on PCI, whose slots are the tests'. It is never written: what the guest writes is in its memory, and so in a template.
+    """
+    if image.disk is None:
+        return ()
+    path = str(image.disk).replace(",", ",,")
+    drive = ("-drive", f"file={path},format=raw,if=none,id=root,readonly=on")
+    return (*drive, "-device", "spapr-vscsi,id=vscsi", "-device", "scsi-hd,drive=root,bus=vscsi.0")
+
+
+def _ram(build: QemuBuild, spec: MachineSpec, ram: Ram) -> Iterator[str]:
     if ram.path is None:
         yield from ("-object", f"memory-backend-ram,id=ram,size={spec.memory}M")
         return
     path = str(ram.path).replace(",", ",,")
-    share = "off" if ram.private else "on"
+    share = "on"
+    if ram.private:
+        share = "off,readonly=on,rom=off" if READ_ONLY_RAM in build.features else "off"
     yield from ("-object", f"memory-backend-file,id=ram,size={spec.memory}M,mem-path={path},share={share}")
 
 
-def _machine(build: QemuBuild, spec: MachineSpec, *, has_kernel: bool) -> str:
-    if spec.machine not in build.machines:
+def require_machine(build: QemuBuild, machine: str, where: str) -> None:
+    """Check that the build knows a machine's type; what it makes of the properties shows when it starts.
+
+    :param machine: as :attr:`MachineSpec.machine`. :param where: who wrote it, for the error. :raises ConfigError: it does not.
+    """
+    if machine.partition(",")[0] not in build.machines:
         known = ", ".join(sorted(name for name in build.machines if name.startswith("pseries")))
-        raise ConfigError(
-            f"machine={spec.machine!r}: {build.name} ({build.version_text}) has no such machine type; it has {known}"
-        )
+        raise ConfigError(f"{where}: {build.name} ({build.version_text}) has no such machine type; it has {known}")
+
+
+def _machine(build: QemuBuild, spec: MachineSpec, *, has_kernel: bool) -> str:
+    require_machine(build, spec.machine, f"machine={spec.machine!r}")
     if spec.firmware == "vof" and "x-vof" not in build.features:
         raise ConfigError(
             f"firmware='vof': {build.name} ({build.version_text}) has no Virtual Open Firmware (QEMU 6.1 and later)"

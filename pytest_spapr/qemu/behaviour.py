@@ -11,7 +11,6 @@ import json
 import os
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from pytest_spapr.errors import SpaprError
+from pytest_spapr.qemu.passthrough import LONE_CONTAINER_ABORTS, NotSeen, lone_container_aborts
+from pytest_spapr.qemu.qtest import Qtest
 
 Version = tuple[int, int, int]
 
@@ -45,6 +46,8 @@ BEHAVIOURS: Final[Mapping[str, Version | None]] = {
     "dimm-refusal-doubled": (6, 2, 0),
     # Memory can be asked for before the first guest has told what it supports: 1e8b5b1aa1.
     "memory-unplug-before-cas": (6, 0, 0),
+    # A passed-through device that is alone on its PHB kills it: there are such devices without hardware since 10.1.
+    LONE_CONTAINER_ABORTS: (10, 1, 0),
 }
 
 _SECONDS: Final = 60.0
@@ -54,16 +57,11 @@ _BOUND: Final = str(Path(__file__).with_name("bound.py"))
 # The words of the RTAS interface: PAPR 7.3.5 and 13.5.3; hw/ppc/spapr_rtas.c, spapr_drc.c and spapr_events.c.
 _ISOLATION_STATE: Final = 9001
 _UNISOLATE: Final = 1
-_EXCEPTION: Final = 0x500
-_ANY_EVENT: Final = 0xFFFFFFFF
-_NO_MORE: Final = 1
 _LMB: Final = 256 << 20
 _LMB_DRC: Final = 0x8 << 28
 _PHB_DRC: Final = 0x2 << 28
 _CORE_DRC: Final = 0x1 << 28
-# Somewhere in the machine's RAM.
-_ARGUMENTS: Final = 0x1000000
-_RESULT: Final = 0x1001000
+# Somewhere in the machine's RAM, beside what qtest needs for a call.
 _BUFFER: Final = 0x1002000
 _REMAINING: Final = "timeout remaining"
 _QTEST: Final = "qtest"
@@ -78,11 +76,12 @@ def by_version(version: Version) -> frozenset[str]:
     return frozenset(name for name, since in BEHAVIOURS.items() if since is not None and version >= since)
 
 
-def observe(command: Sequence[str], env: Mapping[str, str], *, modern_monitor: bool) -> frozenset[str]:
-    """Return which of :data:`BEHAVIOURS` a build has. Runs it once or twice, for 0.1 to 0.4 s each.
+def observe(command: Sequence[str], env: Mapping[str, str], *, modern_monitor: bool, passthrough: bool = False) -> frozenset[str]:
+    """Return which of :data:`BEHAVIOURS` a build has. Runs it once or twice, for 0.1 to 0.4 s each, and once more for 0.8 s.
 
     :param command: how to run it. :param env: additions to the environment.
     :param modern_monitor: whether it has ``monitor-qmp`` objects, which replace ``-mon``.
+    :param passthrough: whether it has vfio-user devices.
     :raises NotProbed: it ends, or does not speak QMP and qtest as every QEMU since 2.9 does.
     """
     try:
@@ -95,7 +94,11 @@ def observe(command: Sequence[str], env: Mapping[str, str], *, modern_monitor: b
             # Its virtual clock goes as the probe says. But 5.2 behaves there as if a guest had told what it supports.
             with _machine(command, env, _QTEST, modern_monitor=modern_monitor) as machine:
                 found.update(_repeats_and_refusals(machine, clock=True))
+        if passthrough and lone_container_aborts(command, env):
+            found.add(LONE_CONTAINER_ABORTS)
         return frozenset(found)
+    except NotSeen as error:
+        raise NotProbed(str(error)) from error
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise NotProbed(f"its behaviour could not be probed: {type(error).__name__}: {error}") from error
 
@@ -152,7 +155,7 @@ def _refusals(machine: _Machine, dimm: int, *, phb_repeats: bool) -> Iterator[st
 class _Machine:
     """A machine that is asked and waits for the answer, nothing more. :ivar has_qtest: whether the build has the accelerator ``qtest``."""
 
-    def __init__(self, qmp: socket.SocketIO, qtest: socket.SocketIO) -> None:
+    def __init__(self, qmp: socket.SocketIO, qtest: Qtest) -> None:
         self._qmp, self._qtest = qmp, qtest
         self._events: list[str] = []
         if "QMP" not in json.loads(_line(qmp)):
@@ -198,7 +201,7 @@ class _Machine:
     def gives_up(self, device: str) -> bool:
         """Let an hour pass and return whether QEMU has stopped to wait for the guest."""
         self.execute("cont")
-        self._test(f"clock_step {_AGES}")
+        self._qtest.command(f"clock_step {_AGES}")
         return self.accepts(device)
 
     def unisolate(self, drc: int) -> list[str]:
@@ -207,38 +210,20 @@ class _Machine:
 
     def configure(self, drc: int) -> None:
         """Ask by RTAS for the device's properties, as before it is taken into use."""
-        self._write(_BUFFER, drc, 0)
+        self._qtest.write(_BUFFER, drc, 0)
         self._rtas("ibm,configure-connector", _BUFFER, 0)
 
     def announced(self) -> int:
         """Take all hotplug events that wait for the guest, and return how many they were."""
-        count = 0
-        while self._rtas("check-exception", _EXCEPTION, 0, _ANY_EVENT, 0, _BUFFER, 1024)[0] != _NO_MORE:
-            count += 1
-        return count
+        return self._qtest.take_events()
 
     def _rtas(self, name: str, *arguments: int) -> tuple[int, list[str]]:
         """Make an RTAS call and return its status and the names of the events that came with it."""
-        self._write(_ARGUMENTS, *arguments)
-        self._test(f"rtas {name} {len(arguments)} {_ARGUMENTS:#x} 1 {_RESULT:#x}")
-        status = int(self._test(f"read {_RESULT:#x} 4"), 16)
+        [status] = self._qtest.rtas(name, arguments)
         self._events.clear()
         # Not cleared by the query: what the call caused stands before its answer.
         self.execute("query-status")
         return status, list(self._events)
-
-    def _write(self, address: int, *words: int) -> None:
-        data = struct.pack(f">{len(words)}I", *words)
-        self._test(f"write {address:#x} {len(data)} 0x{data.hex()}")
-
-    def _test(self, command: str) -> str:
-        """Send a command of the test protocol and return the last word of its answer."""
-        self._qtest.write(f"{command}\n".encode())
-        while (answer := _line(self._qtest).decode()).startswith("IRQ"):
-            pass
-        if not answer.startswith("OK"):
-            raise ValueError(f"{command}: {answer.strip()}")
-        return answer.split()[-1]
 
     def _ask(self, name: str, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
         self._qmp.write(json.dumps({"execute": name, "arguments": arguments}).encode() + b"\n")
@@ -286,7 +271,7 @@ def _machine(command: Sequence[str], env: Mapping[str, str], accelerator: str, *
         try:
             its_qmp.close()
             its_qtest.close()
-            yield _Machine(qmp, qtest)
+            yield _Machine(qmp, Qtest(qtest))
         except (EOFError, BrokenPipeError, ConnectionResetError) as error:
             words.seek(0)
             said = " | ".join(words.read().decode(errors="replace").splitlines()[-2:]) or "nothing"

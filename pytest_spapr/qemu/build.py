@@ -17,12 +17,13 @@ from typing import Any, Final
 
 from pytest_spapr.errors import BuildError
 from pytest_spapr.qemu import behaviour
+from pytest_spapr.qemu.passthrough import DRIVER
 from pytest_spapr.qemu.process import exit_in_words
 
 _TARGET: Final = "ppc64"
 _SECONDS: Final = 60.0
 # Raise it when the probe learns to ask for more.
-_FORMAT: Final = 4
+_FORMAT: Final = 7
 # A command, with a word of ours behind a colon where one command is asked twice, and its arguments.
 _KVM: Final = "query-kvm"
 _MODERN_MONITOR: Final = "monitor-qmp"
@@ -36,6 +37,7 @@ _QUESTIONS: Final[_Questions] = {
     "query-command-line-options": {},
     "qom-list-types": {"implements": "device", "abstract": False},
     "qom-list-types:monitor": {"implements": _MODERN_MONITOR},
+    "qom-list-properties:file": {"typename": "memory-backend-file"},
 }
 _PROPERTIES: Final = "qom-list-properties"
 _BEHAVIOUR: Final = "behaviour"
@@ -49,7 +51,8 @@ class QemuBuild:
     :ivar name: what the user called it. :ivar command: how to run it: the binary, or a loader and the binary.
     :ivar env: additions to the environment. :ivar version: e.g. ``(7, 2, 22)``. :ivar package: the distributor's words, or None.
     :ivar machines: machine types and their aliases. :ivar accelerators: those that work here, as QEMU says.
-    :ivar features: QMP commands and events by name, ``-sandbox``, ``x-vof`` and ``monitor-qmp`` where there are such, and what it does
+    :ivar features: QMP commands and events by name, ``-sandbox``, ``x-vof``, ``monitor-qmp``
+        and ``memory-backend-file.rom`` where there are such, and what it does
         on hot-unplug (``behaviour.BEHAVIOURS``).
     :ivar devices: device models. :ivar sha256: of the binary.
     :ivar unprobed: why what it does on hot-unplug was taken from its version; None if it was observed.
@@ -99,7 +102,9 @@ def probe(command: Sequence[str], env: Mapping[str, str], binary: Path, cache: P
     if _BEHAVIOUR not in answers:
         try:
             modern = bool(answers["qom-list-types:monitor"])
-            answers[_BEHAVIOUR] = sorted(behaviour.observe(command, env, modern_monitor=modern))
+            passthrough = any(entry["name"] == DRIVER for entry in answers["qom-list-types"])
+            found = behaviour.observe(command, env, modern_monitor=modern, passthrough=passthrough)
+            answers[_BEHAVIOUR] = sorted(found)
             _store(stored, answers)
         except behaviour.NotProbed as error:
             # Not stored: the next run tries again.
@@ -234,6 +239,7 @@ def _build(
     features |= {f"-{option['option']}" for option in answers["query-command-line-options"]}
     features |= {prop["name"] for prop in answers[_PROPERTIES] if prop["name"] == "x-vof"}
     features |= {entry["name"] for entry in answers["qom-list-types:monitor"]}
+    features |= {f"memory-backend-file.{prop['name']}" for prop in answers["qom-list-properties:file"] if prop["name"] == "rom"}
     kvm = answers[_KVM]
     return QemuBuild(
         name=name,

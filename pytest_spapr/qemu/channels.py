@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import array
+import fcntl
 import os
+import select
+import termios
 import threading
 from collections.abc import Callable, Iterator
 from typing import Final
@@ -42,7 +46,7 @@ class LineSplitter:
 class LineReader:
     """A thread that reads a file descriptor until its end and gives each line to a function. Owns the descriptor.
 
-    :param fd: a pipe or socket. :param on_line: called in the reading thread; must not raise.
+    :param fd: a pipe or socket. :param on_line: called in the reading thread, or in that of :meth:`catch_up`; must not raise.
     """
 
     def __init__(self, fd: int, on_line: Callable[[str], None], *, name: str) -> None:
@@ -50,6 +54,9 @@ class LineReader:
         self._on_line = on_line
         self._splitter = LineSplitter()
         self._keeps = False
+        # Held to read and to give away what was read, and to close.
+        self._reading = threading.Lock()
+        self._open = True
         self._thread = threading.Thread(target=self._read, name=f"spapr-{name}", daemon=True)
         self._thread.start()
 
@@ -57,6 +64,17 @@ class LineReader:
         """Wait for the stream's end; return whether it came."""
         self._thread.join(seconds)
         return not self._thread.is_alive()
+
+    def catch_up(self) -> None:
+        """Read, in this thread, what is there: the function has had every line that was complete when this was called.
+
+        Never waits for more. Not for who holds what the function needs.
+        """
+        with self._reading:
+            left = self._readable() if self._open else 0
+            while left > 0 and (data := self._next()):
+                left -= len(data)
+                self._give(data)
 
     def keep_rest(self) -> None:
         """Let the stream's end not be the end of its last line: another stream goes on with it."""
@@ -73,15 +91,33 @@ class LineReader:
             self._on_line(line)
 
     def _read(self) -> None:
+        news = select.poll()
+        news.register(self._fd, select.POLLIN)
         try:
-            while data := self._next():
-                for line in self._splitter.feed(data):
-                    self._on_line(line)
+            goes_on = True
+            while goes_on:
+                news.poll()
+                with self._reading:
+                    # Somebody may have caught up meanwhile.
+                    if news.poll(0) and (goes_on := bool(data := self._next())):
+                        self._give(data)
             if not self._keeps:
                 for line in self._splitter.end():
                     self._on_line(line)
         finally:
-            os.close(self._fd)
+            with self._reading:
+                self._open = False
+                os.close(self._fd)
+
+    def _readable(self) -> int:
+        """Return how many bytes are there."""
+        count = array.array("i", [0])
+        fcntl.ioctl(self._fd, termios.FIONREAD, count)
+        return count[0]
+
+    def _give(self, data: bytes) -> None:
+        for line in self._splitter.feed(data):
+            self._on_line(line)
 
     def _next(self) -> bytes:
         try:

@@ -18,6 +18,8 @@ _CAPABILITIES: Final = {
     "capabilities": [{"capability": "x-ignore-shared", "state": False}, {"capability": "events", "state": True}]
 }
 _CHANNEL: Final = "move"
+#: What the timeline says when a move begins.
+STEP: Final = "migrate"
 # Bytes per second. QEMU's default is for a network that others use too.
 _UNBOUNDED: Final = 1 << 40
 

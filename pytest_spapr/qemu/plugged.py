@@ -65,7 +65,9 @@ def inventory(qmp: Qmp) -> dict[str, str]:
     found = {}
     for kind, parent in (("device", "/machine/peripheral"), ("object", "/objects")):
         children = qmp.execute("qom-list", {"path": parent})
-        found.update({f"{kind} {child['name']}": kind for child in children if child["type"].startswith("child<")})
+        # Whether the monitor is an object is the build's.
+        mine = (child for child in children if child["type"].startswith("child<") and child["type"] != "child<monitor-qmp>")
+        found.update({f"{kind} {child['name']}": kind for child in mine})
     for slot in qmp.execute("query-hotpluggable-cpus"):
         if "qom-path" in slot:
             found[f"core {slot['props']['core-id']}"] = "core"
@@ -73,6 +75,20 @@ def inventory(qmp: Qmp) -> dict[str, str]:
         data = memory["data"]
         found[f"memory device {data.get('id')}"] = f"slot {data.get('slot')} at {data.get('addr', 0):#x}"
     return found
+
+
+def require_same(source: Qmp, destination: Qmp) -> None:
+    """Have two QEMUs agree on what can come and go, see :func:`inventory`.
+
+    :raises MachineError: they do not; the message says in what.
+    """
+    here, there = inventory(source), inventory(destination)
+    if differing := sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name)):
+        what = "; ".join(f"{name} ({here.get(name, 'absent')} here, {there.get(name, 'absent')} there)" for name in differing)
+        raise MachineError(
+            f"the machine cannot migrate, for the other QEMU has other devices: {what}. It was told of those that device_add and "
+            "object-add of QMP made, not of those by HMP, nor that a device has gone that was there from the start."
+        )
 
 
 def _accepted(records: Iterable[Record]) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -96,8 +112,8 @@ def _placed(qmp: Qmp, device: Plugged) -> dict[str, Any]:
         if name not in _PLACES or name in arguments:
             continue
         value = qmp.execute("qom-get", {"path": path, "property": name})
-        # A PCI device's: its slot and function.
-        pci = name == "addr" and found["type"] == "int32"
+        # A PCI device's, whose type is int32 in 7.2 and str in 10.0: its slot and function. A DIMM's is an address.
+        pci = name == "addr" and found["type"] != "uint64"
         arguments[name] = f"{value // _FUNCTIONS:#x}.{value % _FUNCTIONS:#x}" if pci else value
         if pci and "bus" not in arguments:
             bus = qmp.execute("qom-get", {"path": path, "property": "parent_bus"})

@@ -11,12 +11,14 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from pytest_spapr.deadline import Deadline
 from pytest_spapr.errors import DeadlineExpired, LaunchFailed, MachineDied
 from pytest_spapr.qemu.channels import LineReader
+from pytest_spapr.qemu.flood import Flood
 from pytest_spapr.qemu.trace import parse_drc_event
 from pytest_spapr.timeline import Lane, Timeline
 
@@ -51,6 +53,8 @@ class QemuProcess:
     ) -> None:
         self.argv = tuple(argv)
         self._timeline = timeline
+        self._words = Flood(partial(timeline.record, Lane.STDERR))
+        self._attached: set[int] = set()
         self._expected = False
         self._retired = False
         self._exited = threading.Event()
@@ -118,9 +122,16 @@ class QemuProcess:
     def _hear(self, line: str) -> None:
         drc_event = parse_drc_event(line)
         if drc_event is not None:
-            self._timeline.record(Lane.DRC, line, drc_event)
+            if self._is_news(drc_event):
+                self._timeline.record(Lane.DRC, line, drc_event)
         elif _NOISE not in line:
-            self._timeline.record(Lane.STDERR, line)
+            self._words(line)
+
+    def _is_news(self, drc_event: Mapping[str, Any]) -> bool:
+        """Whether it is not the reset of a connector that never had a device: there are hundreds, where resets are traced at all."""
+        if drc_event["event"] == "spapr_drc_attach":
+            self._attached.add(drc_event["drc"])
+        return drc_event["event"] != "spapr_drc_reset" or drc_event["drc"] in self._attached
 
     def _live(
         self, command: list[str], env: Mapping[str, str], pass_fds: tuple[int, ...], started: Future[subprocess.Popen[bytes]]
@@ -140,6 +151,7 @@ class QemuProcess:
             started.set_exception(error)
             return
         stderr = LineReader(_taken_stdout(popen), self._hear, name="qemu")
+        self._timeline.follow(stderr.catch_up)
         started.set_result(popen)
         self._bury(popen, stderr)
 
@@ -149,6 +161,7 @@ class QemuProcess:
         # Whoever QEMU left behind would hold its stderr open.
         _kill_session(popen.pid)
         stderr.join(_JOIN_SECONDS)
+        self._words.end()
         with self._reaping:
             status = popen.wait()
         words = self.last_words()

@@ -224,8 +224,9 @@ class Qmp:
 
     def close(self) -> None:
         """Drop the connection."""
-        # What a broken connection has to say was said to whoever used it last.
-        with contextlib.suppress(QMPError, OSError, EOFError, TimeoutError):
+        # What a broken connection has to say was said to whoever used it last. qemu.qmp raises its reader's error, of any kind: bytes
+        # that are no UTF-8, a line over its limit, brackets without an end.
+        with contextlib.suppress(QMPError, OSError, EOFError, TimeoutError, ValueError, RecursionError):
             self._loop.run(self._client.disconnect(), Deadline(self._seconds))
 
     def _state(self) -> str:
@@ -250,7 +251,8 @@ class Qmp:
 def event_text(event: Mapping[str, Any]) -> str:
     """Return an event for people: ``DEVICE_DELETED device=core1 path=/machine/peripheral/core1``."""
     data = event.get("data", {})
-    return " ".join([str(event["event"]), *(f"{key}={value}" for key, value in data.items())])
+    told = [f"{key}={value}" for key, value in data.items()] if isinstance(data, Mapping) else [str(data)]
+    return " ".join([str(event["event"]), *told])
 
 
 def _short(value: object) -> str:

@@ -61,6 +61,19 @@ def restore(qmp: Qmp, timeline: Timeline, devices: bytes, deadline: Deadline) ->
     _migrate(qmp, timeline, "migrate-incoming", send, deadline)
 
 
+def restore_from(qmp: Qmp, timeline: Timeline, path: str, deadline: Deadline) -> None:
+    """Do the same with a device state that is a file where QEMU is, for one that no socket can be given to. QEMU 8.2 and later.
+
+    :param path: as QEMU names it; the file may be longer. :raises MachineError: QEMU could not read it.
+    """
+    qmp.execute("migrate-set-capabilities", _CAPABILITIES)
+    since = timeline.mark()
+    qmp.execute("migrate-incoming", {"uri": f"file:{path}"})
+    status = timeline.wait(migration_end, since=since, deadline=deadline, what="QEMU's migrate-incoming")
+    if status != "completed":
+        raise MachineError(f"QEMU's migrate-incoming {status}: {migration_reason(qmp)}")
+
+
 def migration_end(record: Record) -> str | None:
     """Return how a migration ended, if this record says so: ``completed``, ``failed`` or ``cancelled``."""
     if record.event != "MIGRATION" or record.data is None:

@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pytest_spapr.errors import SpaprError
 from pytest_spapr.timeline import Lane, Timeline
@@ -35,6 +35,8 @@ class Launch:
     :ivar image: what it boots, if anything. :ivar machine: None while it starts, and when it did not.
     :ivar how: ``clone``, ``ahead`` (a clone that was prepared during the test before) or ``boot``. :ivar why: why it was booted
         although a clone was wanted. :ivar seconds: that the test waited for it. :ivar lease: the slots that it runs on.
+    :ivar watched: whether it is on record what its connectors go through. :ivar began: the timeline's cursor when the test got the machine.
+    :ivar booted: whether its guest was up by then.
     """
 
     spec: MachineSpec
@@ -46,6 +48,17 @@ class Launch:
     why: str | None = None
     seconds: float = 0.0
     lease: Lease | None = None
+    watched: bool = False
+    began: int = 0
+    booted: bool = False
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What the machine is, as its timeline tells it: see ``report.timeline.run``."""
+        facts: dict[str, Any] = {"qemu": self.build.version_text, "accel": self.spec.accelerator}
+        if self.image is not None:
+            facts |= {"image": Path(self.image.name).name, "kernel": f"Linux {self.image.kernel_release}"}
+        return facts | {"features": sorted(self.build.features)}
 
 
 def directory_for(root: Path, nodeid: str) -> Path:
@@ -57,6 +70,11 @@ def directory_for(root: Path, nodeid: str) -> Path:
     return root / slug
 
 
+def place(directory: Path, number: int) -> Path:
+    """Return where the files of a test's machine are, the first of which has number 1."""
+    return directory if number == 1 else directory / f"machine-{number}"
+
+
 def save(directory: Path, launches: Sequence[Launch]) -> None:
     """Write everything known about a test's machines; a second machine's files go to ``machine-2`` and so on.
 
@@ -65,7 +83,7 @@ def save(directory: Path, launches: Sequence[Launch]) -> None:
     :raises OSError: the directory cannot be written.
     """
     for number, launch in enumerate(launches, start=1):
-        target = directory if number == 1 else directory / f"machine-{number}"
+        target = place(directory, number)
         target.mkdir(parents=True, exist_ok=True)
         (target / "argv.txt").write_text(_argv(launch) + "\n", encoding="utf-8")
         (target / "dmesg.txt").write_text(_dmesg(launch) + "\n", encoding="utf-8")

@@ -9,9 +9,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
+from pytest_spapr.coverage import connectors
 from pytest_spapr.report.artefacts import Launch
+
+if TYPE_CHECKING:
+    from pytest_spapr.coverage.replay import Driven
 
 _TIGHTEST = 3
 _HOWS = {"ahead": "cloned ahead", "clone": "cloned", "boot": "booted"}
@@ -22,7 +26,8 @@ class Facts(TypedDict):
 
     ``cell``: which of the run's several, else empty. ``starts``: how each machine with a guest was started, and how many seconds the
     test waited for it. ``whys``: why machines were booted that should have been cloned. ``margins``: the waits that used most of their
-    budget, as (what, used seconds, budget seconds).
+    budget, as (what, used seconds, budget seconds). ``pages``: of the machines' timelines. ``scripts``: that do again what was done to
+    machines. ``unrecorded``: why there is none of others. ``drc``: what connectors went through, where that is watched.
     """
 
     cell: str
@@ -36,7 +41,11 @@ class Facts(TypedDict):
     defects: list[str]
     margins: list[tuple[str, float, float]]
     artefacts: str | None
+    pages: list[str]
     kept: list[str]
+    scripts: list[str]
+    unrecorded: list[str]
+    drc: Driven
 
 
 def facts(launches: Sequence[Launch]) -> Facts:
@@ -56,8 +65,20 @@ def facts(launches: Sequence[Launch]) -> Facts:
         defects=[],
         margins=_tightest(waits),
         artefacts=None,
+        pages=[],
         kept=[],
+        scripts=[],
+        unrecorded=[],
+        drc=_driven(launches),
     )
+
+
+def _driven(launches: Sequence[Launch]) -> Driven:
+    found: Driven = {}
+    for launch in launches:
+        if launch.watched and launch.machine is not None:
+            connectors.merge(found, connectors.driven(launch.machine))
+    return found
 
 
 @dataclass(slots=True)
@@ -94,7 +115,12 @@ class Summary:
         self._whys: Counter[str] = Counter()
         self._margins: list[tuple[str, float, float]] = []
         self._artefacts: list[str] = []
+        self._scripts: list[str] = []
+        self._unrecorded: Counter[str] = Counter()
         self.kept: list[str] = []
+        self.drc: Driven = {}
+        self.drc_record = ""
+        self.index = ""
 
     def add(self, one: Facts) -> None:
         """Count one test."""
@@ -108,6 +134,9 @@ class Summary:
         if one["artefacts"]:
             self.add_artefacts(one["artefacts"])
         self.add_kept(one["kept"])
+        self._scripts.extend(one["scripts"])
+        self._unrecorded.update(one["unrecorded"])
+        connectors.merge(self.drc, one["drc"])
 
     def add_verdict(self, cell: str, verdict: str) -> None:
         """Count what pytest says about a test of a cell, e.g. ``passed``; nothing where it has no word for a phase."""
@@ -142,10 +171,23 @@ class Summary:
         rows.append(("known defects met", _counts(self._all.defects) or "none"))
         tight = (f"{what}: {used:.1f} of {budget:.0f} s" for what, used, budget in self._margins)
         rows.extend(("tightest waits" if first else "", text) for first, text in zip((True, False, False), tight, strict=False))
+        if self._scripts:
+            count = len(self._scripts)
+            rows.append(("recorded", f"{count} {'script' if count == 1 else 'scripts, the last of them'}: {self._scripts[-1]}"))
+        rows.extend(("not recorded", f"{count}: {why}") for why, count in self._unrecorded.items())
+        if self.drc_record:
+            rows.append(("connectors", self.drc_record))
+        if self.index:
+            rows.append(("timelines", self.index))
         if self._artefacts:
             count = len(self._artefacts)
             rows.append(("artefacts", f"{artefacts} ({count} {'test' if count == 1 else 'tests'})"))
         return [f"{name:<18} {text}" for name, text in rows]
+
+    @property
+    def tested(self) -> str:
+        """What was tested, in words."""
+        return self._all.tested
 
     def _cell(self, cell: str) -> _Tally:
         return self._cells.setdefault(cell, _Tally())

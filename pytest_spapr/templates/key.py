@@ -9,8 +9,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
 
-from pytest_spapr.images.store import INITRAMFS, VMLINUX, GuestImage
-from pytest_spapr.qemu.argv import Channels, MachineSpec, argv
+from pytest_spapr.images.store import DISK, INITRAMFS, VMLINUX, GuestImage
+from pytest_spapr.qemu.argv import DISCARDING, Channels, MachineSpec, argv
 from pytest_spapr.qemu.build import QemuBuild
 
 #: Raise it when a template made by an older version of this package would not do any more.
@@ -21,8 +21,8 @@ _NOWHERE: Final = Channels(*(0 for _ in Channels._fields))
 # What has no state on the host: such devices come out of the migration stream whole.
 _SELF_CONTAINED: Final = ("-device", "-global", "-numa", "-append")
 _OUTSIDE: Final = ("vfio", "vhost", "drive=", "chardev=", "netdev=", "memdev=", "host", "path=", "file=")
-# QEMU punches holes for them into the file of the RAM, also where that is mapped privately: into the template of all.
-_DISCARDING: Final = ("balloon", "virtio-mem")
+# Has "host" in its name only.
+_HOST_BRIDGE: Final = "spapr-pci-host-bridge"
 
 
 def unsuitable(spec: MachineSpec) -> str | None:
@@ -37,9 +37,9 @@ def unsuitable(spec: MachineSpec) -> str | None:
         if option not in _SELF_CONTAINED or not words:
             return f"qemu_args has {option}, which may depend on the host"
         value = words.pop(0)
-        if found := next((part for part in _OUTSIDE if part in value), None):
+        if found := next((part for part in _OUTSIDE if part in value.removeprefix(_HOST_BRIDGE)), None):
             return f"qemu_args has {option} {value}, whose {found.rstrip('=')} is outside of the machine"
-        if any(part in value for part in _DISCARDING):
+        if any(part in value for part in DISCARDING):
             return f"qemu_args has {option} {value}, which would take pages out of the template's memory"
     return None
 
@@ -47,7 +47,7 @@ def unsuitable(spec: MachineSpec) -> str | None:
 def facts(build: QemuBuild, spec: MachineSpec, image: GuestImage) -> dict[str, Any]:
     """Return all that a template depends on: it is good for a machine with the same facts and for no other."""
     files = image.manifest["files"]
-    here = replace(image, kernel=Path(VMLINUX), initramfs=Path(INITRAMFS))
+    here = replace(image, kernel=Path(VMLINUX), initramfs=Path(INITRAMFS), disk=image.disk and Path(DISK))
     found: dict[str, Any] = {
         "format": FORMAT,
         "qemu": build.sha256,
@@ -56,6 +56,8 @@ def facts(build: QemuBuild, spec: MachineSpec, image: GuestImage) -> dict[str, A
         "memory": spec.memory,
         "arguments": argv(replace(build, command=()), spec, here, _NOWHERE),
     }
+    if image.disk is not None:
+        found["disk"] = files[DISK]["sha256"]
     if spec.accelerator != "tcg":
         # What KVM gives the guest depends on the host's kernel and processor.
         host = os.uname()

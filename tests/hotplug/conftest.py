@@ -6,9 +6,13 @@ from collections.abc import Callable
 
 import pytest
 
-from pytest_spapr import Contract, Kind, Outcome, QemuBuild
+from pytest_spapr import Contract, Kind, Outcome, QemuBuild, SpaprError
+from pytest_spapr.builds.packages import SOURCES
+from pytest_spapr.cells import Cell
+from pytest_spapr.hotplug.defects import KNOWN_DEFECTS
 from pytest_spapr.hotplug.device import Device
 from pytest_spapr.hotplug.expectation import Expectation
+from pytest_spapr.qemu.passthrough import DRIVER
 
 from .kinds import KINDS
 
@@ -22,6 +26,16 @@ def kind(request: pytest.FixtureRequest) -> Kind:
     return kind
 
 
+@pytest.fixture(scope="session")
+def newest_build(spapr_cell: Cell) -> QemuBuild:
+    """The newest build that there is a package of, for machines to move to."""
+    name = list(SOURCES)[-1]
+    try:
+        return spapr_cell.other_build(name)
+    except SpaprError as error:
+        pytest.skip(f"no QEMU {name} to move to: {error}")
+
+
 @pytest.fixture
 def told_refusal(contract: Contract, qemu_build: QemuBuild) -> ToldRefusal:
     """What is promised of a refusal that QEMU tells; a QEMU that is not told of it itself has none, and nothing to be tested."""
@@ -33,3 +47,31 @@ def told_refusal(contract: Contract, qemu_build: QemuBuild) -> ToldRefusal:
         return refusal
 
     return promised
+
+
+@pytest.fixture
+def survives(qemu_build: QemuBuild, spapr_accelerator: str) -> Callable[[str], None]:
+    """Skip a test that waits in vain for a guest that a known defect hangs."""
+
+    def check(name: str) -> None:
+        defect = KNOWN_DEFECTS[name]
+        if defect.applies(qemu_build, spapr_accelerator, None):
+            pytest.skip(f"{defect.id}: {defect.summary}")
+
+    return check
+
+
+@pytest.fixture
+def passthrough(qemu_build: QemuBuild) -> None:
+    """Only builds that can have a device passed through without hardware."""
+    if DRIVER not in qemu_build.devices:
+        pytest.skip(f"{qemu_build.version_text} has no {DRIVER}: QEMU 10.1 and later have it")
+
+
+@pytest.fixture
+def host_device(spapr_cell: Cell) -> str:
+    """The address of a PCI function of the host that may be passed through."""
+    address = spapr_cell.settings.vfio_host.value
+    if address is None:
+        pytest.skip("no device of this host may be passed through: give one with --spapr-vfio-host=0000:01:00.0")
+    return address

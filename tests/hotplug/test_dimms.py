@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_spapr import Contract, Guest, PseriesMachine, QmpRefused
+from pytest_spapr import Contract, Guest, LaunchMachine, PseriesMachine, QmpRefused
 from pytest_spapr.guest.memory import LMB
+
+from .inventory import nothing_changes
 
 
 @pytest.mark.parametrize("lmbs", [1, 2])
 def test_a_dimm_comes_and_goes(machine: PseriesMachine, guest: Guest, contract: Contract, lmbs: int) -> None:
-    """M05: the guest has the memory, and gives all of it back."""
+    """M01, M05, M39: the guest has the memory, and gives all of it back."""
     before = guest.memory.total()
     dimm = machine.dimms.plug(256 * lmbs)
     assert guest.memory.total() - before == lmbs * LMB
@@ -42,9 +44,95 @@ def test_the_backend_outlives_its_dimm_and_can_be_deleted(machine: PseriesMachin
 
 
 def test_the_middle_one_of_three_dimms_is_the_one_that_goes(machine: PseriesMachine, guest: Guest, contract: Contract) -> None:
-    """M05, M38."""
+    """M05, M38: what is too large for the hole goes behind the last one."""
     first, middle, last = (machine.dimms.plug() for _ in range(3))
     assert middle.unplug() == contract.removal(middle)
     assert first.configured
     assert last.configured
+    larger = machine.dimms.plug(512)
+    assert larger.blocks[0] > last.blocks[-1]
+    assert larger.unplug() == contract.removal(larger)
     assert machine.dimms.plug().blocks == middle.blocks
+
+
+def test_dimms_of_several_sizes_fill_the_slots_and_one_is_given_back(
+    machine: PseriesMachine, guest: Guest, contract: Contract
+) -> None:
+    """M22, M39: found by the numbers of their slots, they go in any order."""
+    before = guest.memory.total()
+    dimms = [machine.dimms.plug(size) for size in (512, 256, 1024, 256)]
+    assert len({block for dimm in dimms for block in dimm.blocks}) == 8
+    with pytest.raises(QmpRefused, match="no free slots available"):
+        machine.dimms.plug()
+    last = machine.dimms.in_slot(3)
+    assert last.unplug() == contract.removal(last)
+    machine.dimms.plug(768)
+    assert guest.memory.total() - before == 10 * LMB
+    for slot in (2, 0, 3, 1):
+        dimm = machine.dimms.in_slot(slot)
+        assert dimm.unplug() == contract.removal(dimm)
+    assert guest.memory.total() == before
+
+
+@pytest.mark.spapr(numa=2)
+def test_dimms_of_two_numa_nodes_are_theirs_also_after_a_reboot(machine: PseriesMachine, guest: Guest) -> None:
+    """M01: each with all of its memory, online."""
+    dimms = {0: machine.dimms.plug(512, node=0), 1: machine.dimms.plug(256, node=1)}
+    before = guest.memory.total()
+    for reboot in (False, True):
+        if reboot:
+            machine.reboot()
+        places = guest.memory.nodes()
+        assert {node: {places[block] for block in dimm.blocks} for node, dimm in dimms.items()} == {0: {0}, 1: {1}}
+        assert all(dimm.configured for dimm in dimms.values())
+    # The boot counts some of its own memory otherwise than the hotplug does.
+    assert abs(guest.memory.total() - before) < LMB // 8
+
+
+@pytest.mark.spapr(kernel_args="movable_node")
+@pytest.mark.parametrize("count", [2, pytest.param(32, marks=pytest.mark.spapr_slow)])
+def test_every_slot_is_filled_with_a_reboot_between_and_emptied(
+    launch_machine: LaunchMachine, contract: Contract, count: int
+) -> None:
+    """M01, M09, M22, M37: a guest that keeps its kernel out of the DIMMs (``movable_node``) gives up those of its boot, too."""
+    machine = launch_machine(slots=count, max_memory=1024 + 256 * count)
+    memory = machine.guest.memory
+    for slot in range(count):
+        machine.dimms.plug()
+        if slot == count // 2 - 1:
+            machine.reboot()
+    with pytest.raises(QmpRefused, match="no free slots available"):
+        machine.dimms.plug()
+    zones, states = memory.zones(), memory.blocks()
+    for slot in range(count):
+        dimm = machine.dimms.in_slot(slot)
+        assert {(zones[block], states[block]) for block in dimm.blocks} == {("Movable", "online")}
+        assert dimm.unplug() == contract.removal(dimm)
+    assert len(memory.blocks()) == 4
+
+
+@pytest.mark.parametrize("cycles", [8, pytest.param(256, marks=pytest.mark.spapr_slow)])
+def test_one_lmb_comes_and_goes_again_and_again(machine: PseriesMachine, guest: Guest, contract: Contract, cycles: int) -> None:
+    """M08: nothing is left of it in the guest or in QEMU."""
+    before = guest.memory.total()
+    with nothing_changes(machine, but_events=True):
+        for _ in range(cycles):
+            dimm = machine.dimms.plug()
+            assert dimm.unplug() == contract.removal(dimm)
+            dimm.delete_backend()
+    assert guest.memory.total() == before
+
+
+@pytest.mark.spapr(
+    kernel_args="movable_node",
+    qemu_args="-object memory-backend-ram,id=cold-memory,size=512M -device pc-dimm,id=cold,memdev=cold-memory",
+)
+def test_a_dimm_of_the_command_line_goes(machine: PseriesMachine, guest: Guest, contract: Contract) -> None:
+    """M06, M37: asked for while the machine stands still; of a guest that keeps its kernel out of it."""
+    dimm = machine.dimms.in_slot(0)
+    assert dimm.configured
+    with machine.paused():
+        attempt = dimm.unplug()
+        assert attempt == contract.silence(dimm, cause="machine paused")
+    assert dimm.follow(attempt) == contract.after(dimm, what="resume")
+    assert len(guest.memory.blocks()) == 4

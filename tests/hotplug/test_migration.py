@@ -23,11 +23,11 @@ from pytest_spapr import (
     PseriesMachine,
     QemuBuild,
 )
-from pytest_spapr.hotplug.defects import KNOWN_DEFECTS
 from pytest_spapr.qemu.snapshot import migration_end
 
 from .inventory import events_since
-from .kinds import SILENCE, plug, silenced
+from .kinds import PHB_SLOWLY, SILENCE, plug, silenced
+from .moments import reset_into_firmware
 
 
 @contextmanager
@@ -53,8 +53,9 @@ def destinations() -> list[str]:
     return [line for line in lines if "memory-backend-ram,id=ram," in line]
 
 
+@PHB_SLOWLY
 def test_nothing_goes_while_the_machine_migrates(machine: PseriesMachine, contract: Contract, kind: Kind) -> None:
-    """C42, P31: QEMU rejects the command, nothing is pending, and afterwards the device goes as ever."""
+    """C42, M04, P31: QEMU rejects the command, nothing is pending, and afterwards the device goes as ever."""
     device = plug(machine, kind)
     with migrating(machine):
         for _ in range(2):
@@ -64,18 +65,6 @@ def test_nothing_goes_while_the_machine_migrates(machine: PseriesMachine, contra
     assert device.configured
     assert not device.waiting
     assert device.unplug() == contract.removal(device)
-
-
-@pytest.fixture
-def survives(qemu_build: QemuBuild, spapr_accelerator: str) -> Callable[[str], None]:
-    """Skip a test that waits in vain for a guest that a known defect hangs."""
-
-    def check(name: str) -> None:
-        defect = KNOWN_DEFECTS[name]
-        if defect.applies(qemu_build, spapr_accelerator, None):
-            pytest.skip(f"{defect.id}: {defect.summary}")
-
-    return check
 
 
 @pytest.fixture
@@ -89,6 +78,7 @@ def moved(kind: Kind, survives: Callable[[str], None]) -> Kind:
 class TestMove:
     """The machine goes on in another QEMU."""
 
+    @PHB_SLOWLY
     def test_a_device_goes_with_the_machine(self, machine: PseriesMachine, guest: Guest, contract: Contract, moved: Kind) -> None:
         """C06, M04, M12: it is the guest's there as it was here, and can be removed."""
         device = plug(machine, moved)
@@ -103,6 +93,45 @@ class TestMove:
         # It is the same boot, and its time went on.
         assert float(guest.run("cat /proc/uptime").check().stdout.split()[0]) > uptime
         assert device.unplug() == contract.removal(device)
+
+    def test_devices_are_used_there_and_survive_a_reboot(
+        self, machine: PseriesMachine, guest: Guest, contract: Contract, survives: Callable[[str], None]
+    ) -> None:
+        """C06, C07, M04, M12: what went before the move stays away, load moves with the guest, sizes are right, then all is removed."""
+        survives("tcg-smp-migration")
+        core, gone, dimm = machine.cores.plug(), machine.cores.plug(), machine.dimms.plug()
+        assert gone.unplug() == contract.removal(gone)
+        total, cpus = guest.memory.total(), guest.cpus.present()
+        work = "mount -t tmpfs tmpfs /mnt; dd if=/dev/zero of=/mnt/load bs=1M count=200; while :; do cat /mnt/load; done"
+        guest.run(f"setsid sh -c '{work}' >/dev/null 2>&1 </dev/null & echo $! >/tmp/load").check()
+        machine.migrate()
+        assert guest.run("kill -0 $(cat /tmp/load)").status == 0
+        assert guest.memory.total() == total
+        assert guest.cpus.present() == cpus
+        assert [memory["data"]["size"] for memory in machine.qmp.execute("query-memory-devices")] == [dimm.size << 20]
+        assert dimm.unplug() == contract.removal(dimm)
+        machine.reboot()
+        assert not gone.configured
+        assert core.unplug() == contract.removal(core)
+        assert guest.cpus.online() == {0}
+
+    @pytest.mark.spapr_defect("xive-tctx-instance")
+    def test_a_core_that_is_not_the_next_one_moves(
+        self, machine: PseriesMachine, contract: Contract, survives: Callable[[str], None]
+    ) -> None:
+        """C06, C07: of three cores the one in the middle has gone."""
+        survives("tcg-smp-migration")
+        with machine.paused():
+            since = machine.timeline.mark()
+            gone, core = (machine.cores.plug(wait=False) for _ in range(2))
+            assert gone.unplug() == contract.unasked_removal(gone)
+        core.await_configured(since)
+        try:
+            machine.migrate()
+        except MachineError as error:
+            assert "instance 'xive-tctx'" not in str(error), error
+            raise
+        assert core.configured
 
     def test_what_is_pending_travels(
         self, machine: PseriesMachine, guest: Guest, contract: Contract, survives: Callable[[str], None], moved: Kind
@@ -164,6 +193,37 @@ class TestMove:
         for device in (third, second, card):
             assert device.unplug() == contract.removal(device)
 
+    @pytest.mark.spapr(firmware="slof")
+    def test_it_moves_while_its_firmware_runs(self, machine: PseriesMachine, contract: Contract) -> None:
+        """X07: SLOF goes on there, with what came and what is pending; CAS grants it and shows the rest to the guest."""
+        old = machine.dimms.plug()
+        since = reset_into_firmware(machine)
+        with machine.paused():
+            attempt = old.unplug()
+            assert attempt == contract.before_cas(old)
+            new = [plug(machine, kind, wait=False) for kind in (Kind.CORE, Kind.PCI)]
+            machine.migrate()
+        machine.await_ready(since)
+        if attempt.outcome is Outcome.PENDING:
+            assert old.follow(attempt) == contract.after(old, what="CAS")
+        assert all(device.configured for device in new)
+
+    @pytest.mark.parametrize(
+        "kind",
+        [Kind.CORE, Kind.DIMM, *(pytest.param(kind, marks=pytest.mark.spapr_slow) for kind in (Kind.PCI, Kind.PHB))],
+        ids=str,
+    )
+    def test_what_the_guest_has_not_heard_of_yet_is_taken_there(
+        self, machine: PseriesMachine, contract: Contract, moved: Kind
+    ) -> None:
+        """C06, M04, P31, X08: QEMU's events travel (spapr_pending_events), and the connector's state of before."""
+        with machine.paused():
+            since = machine.timeline.mark()
+            device = plug(machine, moved, wait=False)
+            machine.migrate()
+        device.await_configured(since)
+        assert device.unplug() == contract.removal(device)
+
     def test_a_paused_machine_stays_paused(self, machine: PseriesMachine, guest: Guest) -> None:
         """And a machine whose guest never ran moves too; see the next test."""
         with machine.paused():
@@ -194,3 +254,58 @@ class TestMove:
         os.kill(machine.process.pid, signal.SIGKILL)
         with pytest.raises(MachineDied, match="SIGKILL"):
             machine.guest.run("sleep 100")
+
+
+def keep_busy(guest: Guest) -> None:
+    """Have no CPU of the guest idle from now on."""
+    for cpu in guest.cpus.online():
+        guest.ask(f"setsid taskset {1 << cpu:x} sh -c 'while :; do :; done' >/dev/null 2>&1 </dev/null &").check()
+
+
+@pytest.mark.spapr(machine="pseries-7.2", cpu="power9_v2.0")
+class TestMoveToANewerQemu:
+    """From an older QEMU to a newer one that has its machine type.
+
+    The guest is busy: one whose CPU idles may hang there (``tcg-idle-cpu-migration``).
+    """
+
+    @pytest.fixture
+    def newer(self, request: pytest.FixtureRequest, qemu_build: QemuBuild) -> QemuBuild:
+        """The build to move to; the machine type of 7.2 is older than it."""
+        newest: QemuBuild = request.getfixturevalue("newest_build")
+        if "pseries-7.2" not in qemu_build.machines or qemu_build.version >= newest.version:
+            pytest.skip(f"{qemu_build.version_text} has no pseries-7.2, or is none that a newer one could take over from")
+        return newest
+
+    def test_devices_and_what_is_pending_travel(
+        self, newer: QemuBuild, machine: PseriesMachine, guest: Guest, contract: Contract, qemu_build: QemuBuild
+    ) -> None:
+        """C42, P31, X08: what the guest has is there as it was, what is pending completes, and the newer one's devices come and go."""
+        dimm, card = machine.dimms.plug(512), machine.pci.plug("virtio-rng-pci")
+        pending = machine.dimms.plug()
+        keep_busy(guest)
+        with guest.memory.offline_refused():
+            attempt = pending.unplug()
+            machine.migrate(newer)
+        version = machine.qmp.execute("query-version")["qemu"]
+        assert (version["major"], version["minor"], version["micro"]) == newer.version
+        assert pending.waiting
+        guest.memory.remove(pending.drcs[0])
+        assert pending.follow(attempt) == contract.after(pending, what="migration")
+        for device in (dimm, card):
+            assert device.configured
+            assert device.unplug() == contract.removal(device)
+        assert machine.dimms.plug().configured
+
+    def test_a_core_that_is_pending_goes_there(
+        self, newer: QemuBuild, machine: PseriesMachine, contract: Contract, survives: Callable[[str], None]
+    ) -> None:
+        """C42, X08: the guest is asked here and answers there."""
+        survives("tcg-smp-migration")
+        core = machine.cores.plug()
+        keep_busy(machine.guest)
+        with machine.paused():
+            attempt = core.unplug()
+            machine.migrate(newer)
+            assert core.waiting
+        assert core.follow(attempt) == contract.after(core, what="migration")

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_spapr import Contract, Guest, Lane, Presence, PseriesMachine, QmpRefused
+from pytest_spapr import Contract, Guest, Lane, LaunchMachine, Presence, PseriesMachine, QmpRefused
 
 from .inventory import events_since, nothing_changes
 
 
-@pytest.mark.parametrize("functions", [2, 4])
+@pytest.mark.parametrize("functions", [2, pytest.param(4, marks=pytest.mark.spapr_slow)])
 def test_function_0_takes_the_others_with_it(machine: PseriesMachine, guest: Guest, contract: Contract, functions: int) -> None:
-    """P27: one device_del, and an event for each function, also for those that nobody asked for; function 0's is the last."""
+    """P13, P27: one device_del, and an event for each function, also for those that nobody asked for; function 0's is the last."""
     devices = machine.pci.plug_functions("virtio-rng-pci", functions)
     addresses = {device.address for device in devices}
     assert guest.pci.functions().keys() >= addresses
@@ -74,3 +74,45 @@ def test_function_0_comes_last(machine: PseriesMachine) -> None:
     with nothing_changes(machine), pytest.raises(QmpRefused, match=words):
         machine.pci.plug("virtio-rng-pci", slot=7, function=1)
     assert not any("slot 7" in record.text for record in machine.timeline.since(0, Lane.STDERR))
+
+
+def test_all_eight_functions_go_by_a_reset(launch_machine: LaunchMachine, contract: Contract) -> None:
+    """P13: there from the boot, asked for by one command, silent together, and gone together."""
+    machine = launch_machine(boot=False)
+    devices = machine.pci.plug_functions("virtio-rng-pci", 8)
+    machine.boot()
+    assert all(device.configured for device in devices)
+    with machine.guest.rtas_errd.killed():
+        attempt = devices[0].unplug()
+        assert attempt == contract.silence(devices[0], cause="rtas_errd absent")
+        assert [device.unplug() for device in devices] == [contract.repeat(device) for device in devices]
+        since = machine.timeline.mark()
+        machine.reset(wait=False)
+    machine.await_ready(since)
+    assert devices[0].follow(attempt) == contract.after(devices[0], what="reset")
+    deleted = [event["data"].get("device") for event in events_since(machine, since, "DEVICE_DELETED")]
+    assert sorted(filter(None, deleted)) == sorted(device.id for device in devices)
+    assert not any(device.configured for device in devices)
+
+
+@pytest.mark.spapr_slow
+def test_all_eight_functions_come_and_go(machine: PseriesMachine, contract: Contract) -> None:
+    """P13, P27: a drmgr for each, one after another."""
+    for _ in range(2):
+        devices = machine.pci.plug_functions("virtio-rng-pci", 8, slot=7)
+        assert devices[0].unplug(seconds=300) == contract.removal(devices[0])
+        assert all(device.views().qemu is Presence.ABSENT for device in devices)
+
+
+@pytest.mark.parametrize("slots", [4, pytest.param(30, marks=pytest.mark.spapr_slow)])
+def test_all_functions_of_many_slots(launch_machine: LaunchMachine, contract: Contract, slots: int) -> None:
+    """P13: QEMU alone: each has a connector of its own, and each goes; function 0 takes the others of its slot, and no other slot's."""
+    machine = launch_machine(image=None, boot=False)
+    filled = [machine.pci.plug_functions("virtio-rng-pci", 8, slot=slot) for slot in range(1, slots + 1)]
+    devices = [device for functions in filled for device in functions]
+    assert len({device.drcs for device in devices}) == 8 * slots
+    for functions in filled:
+        attempt = functions[0].unplug()
+        assert attempt == contract.before_boot(functions[0])
+    children = {child["name"] for child in machine.qmp.execute("qom-list", {"path": "/machine/peripheral"})}
+    assert not children & {device.id for device in devices}

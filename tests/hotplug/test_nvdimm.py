@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+import os
+import uuid
+from pathlib import Path
+from typing import Any, Final
 
 import pytest
 
-from pytest_spapr import Contract, Guest, PseriesMachine, QmpRefused
+from pytest_spapr import Backend, Contract, Guest, LaunchMachine, PseriesMachine, QmpRefused
 
 from .inventory import nothing_changes
+
+_CONTENT: Final = b"what was written to it"
+_SIZE: Final = (256 << 20) + (128 << 10)
 
 
 def test_an_nvdimm_comes_and_stays(machine: PseriesMachine, guest: Guest, contract: Contract) -> None:
@@ -61,3 +67,48 @@ def test_a_bad_nvdimm_is_refused(machine: PseriesMachine, properties: dict[str, 
     """M28."""
     with nothing_changes(machine), pytest.raises(QmpRefused, match=words):
         machine.nvdimms.plug(**properties)
+
+
+def written(file: Path) -> Path:
+    """Return a file as large as an NVDIMM with its label area, with something at its begin."""
+    file.write_bytes(_CONTENT)
+    os.truncate(file, _SIZE)
+    return file
+
+
+def holds(file: Path) -> bool:
+    """Return whether that is still there."""
+    with file.open("rb") as stream:
+        return stream.read(len(_CONTENT)) == _CONTENT
+
+
+def test_an_nvdimm_of_the_command_line_is_there_after_a_reboot(launch_machine: LaunchMachine, tmp_path: Path) -> None:
+    """M28: at its place, with what its file had, and it never goes either."""
+    file = written(tmp_path / "nvdimm")
+    backend = f"memory-backend-file,id=backing,share=on,mem-path={file},size={_SIZE}"
+    nvdimm = f"nvdimm,id=nvdimm,memdev=backing,label-size=128K,uuid={uuid.uuid4()}"
+    machine = launch_machine(qemu_args=("-object", backend, "-device", nvdimm))
+    before = machine.guest.memory.persistent()
+    assert len(before) == 1
+    with nothing_changes(machine):
+        with pytest.raises(QmpRefused, match="nvdimm device hot unplug is not supported yet"):
+            machine.qmp.execute("device_del", {"id": "nvdimm"})
+        machine.reboot()
+    assert machine.guest.memory.persistent() == before
+    assert holds(file)
+
+
+def test_a_machine_that_is_to_have_no_nvdimms_takes_none(launch_machine: LaunchMachine) -> None:
+    """M28."""
+    machine = launch_machine(image=None, boot=False, qemu_args="-machine nvdimm=off")
+    with nothing_changes(machine), pytest.raises(QmpRefused, match="nvdimm device found but 'nvdimm=off' was set"):
+        machine.nvdimms.plug()
+
+
+def test_an_nvdimm_is_kept_in_the_memory_that_it_is_given(machine: PseriesMachine, tmp_path: Path) -> None:
+    """M28: a file outlives the machine; the host's side of persistence."""
+    file = written(tmp_path / "nvdimm")
+    nvdimm = machine.nvdimms.plug(backend=Backend("file", mem_path=str(file), share=True))
+    assert nvdimm.configured
+    machine.quit()
+    assert holds(file)

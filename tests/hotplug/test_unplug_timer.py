@@ -59,7 +59,7 @@ class TestEveryBuild:
     """With the limit and without it."""
 
     def test_silence_of_a_guest_outlasts_the_window(self, machine: PseriesMachine, guest: Guest, contract: Contract) -> None:
-        """C07: a DIMM and a PCI device are waited for by every QEMU; a core by those that neither had a limit nor were told."""
+        """X04: a DIMM and a PCI device are waited for by every QEMU; a core by those that neither had a limit nor were told."""
         core, dimm, card = (plug(machine, kind) for kind in (Kind.CORE, Kind.DIMM, Kind.PCI))
         with guest.cpus.offline(0), guest.memory.offline_refused(), guest.rtas_errd.killed():
             silent = [
@@ -73,7 +73,7 @@ class TestEveryBuild:
             assert all(device.configured for device in (core, dimm, card))
 
     def test_silence_of_the_firmware_outlasts_the_window(self, launch_machine: LaunchMachine, qemu_build: QemuBuild) -> None:
-        """C07: nobody is there to signal anything, so that only QEMU could end the waiting."""
+        """X04: nobody is there to signal anything, so that only QEMU could end the waiting."""
         machine = launch_machine(image=None, boot=False)
         devices = [plug(machine, kind) for kind in KINDS]
         machine.boot()

@@ -27,6 +27,7 @@ def build(version: tuple[int, int, int] = (7, 2, 22), accelerators: frozenset[st
         binary=Path("/somewhere/qemu-system-ppc64"),
         accelerators=accelerators,
         features=frozenset(),
+        machines=frozenset({"pseries", "pseries-7.2"}),
         unprobed=None,
     )
 
@@ -66,6 +67,16 @@ class StubGuest:
         return "ssh -p 2222 root@127.0.0.1"
 
 
+class StubQmp:
+    """Takes every command."""
+
+    def __init__(self, timeline: Timeline) -> None:
+        self._timeline = timeline
+
+    def execute(self, command: str, arguments: Any = None) -> None:
+        self._timeline.record(Lane.QMP, f"-> {command}", {"execute": command, "arguments": arguments})
+
+
 class StubMachine:
     """As much of a machine as the plugin and the tests in here touch."""
 
@@ -77,10 +88,12 @@ class StubMachine:
         self.attempts: list[Attempt] = []
         self.observers: list[Callable[[Attempt], None]] = []
         self.at_end: list[Callable[[], None]] = []
+        self.at_move: list[Callable[[], None]] = []
         self.process = SimpleNamespace(argv=("qemu-system-ppc64", "-m", "1G with blanks"), pid=4242, exit_status=None)
         self.guest = StubGuest()
         self.has_guest = image is not None
-        self.qmp = "the monitor"
+        self.backdoor: Path | None = None
+        self.qmp = StubQmp(timeline)
         self.ended = ""
 
     def unplug(self, outcome: str) -> Attempt:
@@ -140,5 +153,5 @@ SHARED = SimpleNamespace(build=build())
 
 
 @contextmanager
-def harness(build: Any, accelerator: str, *, keep: bool = False) -> Iterator[Any]:
-    yield SimpleNamespace(build=build, keep=keep)
+def harness(build: Any, accelerator: str, *, keep: bool = False, backdoors: bool = False) -> Iterator[Any]:
+    yield SimpleNamespace(build=build, keep=keep, backdoors=backdoors)

@@ -32,7 +32,7 @@ def test_rows_of_ones_own_stand_above_those_of_the_package(pytester: pytest.Pyte
     pytester.makefile(".toml", rows=ROWS)
     without = pytester.runpytest()
     without.assert_outcomes(failed=1)
-    without.stdout.fnmatch_lines("*events: expected DEVICE_DELETED x1, observed x0")
+    without.stdout.fnmatch_lines("*events * DEVICE_DELETED x1 *none")
     result = pytester.runpytest("--spapr-contract=rows.toml", "--spapr-qemu=7.2")
     result.assert_outcomes(passed=1)
     result.stdout.fnmatch_lines("spapr: QEMU 7.2.22 *, contract rows of *rows.toml stand above the package's")
@@ -52,7 +52,7 @@ def test_rows_that_are_broken_promises_fail_with_their_source(pytester: pytest.P
     pytester.makefile(".toml", rows=ROWS.replace('"removed"', '"crashed"'))
     result = pytester.runpytest("--spapr-contract=rows.toml")
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*outcome: expected crashed, observed removed", "*contract: a silent QEMU of my own"])
+    result.stdout.fnmatch_lines(["*outcome * crashed *removed", "*contract * a silent QEMU of my own"])
 
 
 def test_rows_that_cannot_be_used_end_the_run_before_it_begins(pytester: pytest.Pytester) -> None:

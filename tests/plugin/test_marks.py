@@ -82,9 +82,30 @@ def test_which_firmware_boots(pytester: pytest.Pytester, options: tuple[str, ...
 
 
 @pytest.mark.parametrize(
+    ("shape", "machine"),
+    [
+        ("", ("pseries,ic-mode=xics", "power8", ("disable_radix",))),
+        ("machine='pseries-7.2', cpu='power9', kernel_args='quiet'", ("pseries-7.2", "power9", ("disable_radix", "quiet"))),
+        # Nobody is there to read them.
+        ("image=None", ("pseries,ic-mode=xics", "power8", ())),
+    ],
+)
+def test_the_options_shape_what_a_test_leaves_open(pytester: pytest.Pytester, shape: str, machine: tuple[object, ...]) -> None:
+    pytester.makepyfile(
+        f"""
+        def test_it(launch_machine):
+            spec = launch_machine({shape}).spec
+            assert (spec.machine, spec.cpu, spec.kernel_args) == {machine!r}
+        """
+    )
+    options = ("--spapr-machine=pseries,ic-mode=xics", "--spapr-cpu=power8", "--spapr-kernel-args=disable_radix")
+    pytester.runpytest(*options).assert_outcomes(passed=1)
+
+
+@pytest.mark.parametrize(
     ("mark", "words"),
     [
-        ("spapr(cores=2)", "@pytest.mark.spapr knows no 'cores'. Allowed: cpus=, max_cpus=, memory=, *"),
+        ("spapr(cores=2)", "@pytest.mark.spapr knows no 'cores'. Allowed: cpus=, max_cpus=, threads=, memory=, *"),
         ("spapr(2)", "@pytest.mark.spapr takes no positional arguments, got 2. Allowed: cpus=*"),
         ("spapr(cpus='two')", "@pytest.mark.spapr: cpus must be a whole number, got 'two'."),
         ("spapr(cpus=True)", "@pytest.mark.spapr: cpus must be a whole number, got True."),
@@ -163,3 +184,35 @@ def test_a_build_without_the_defect_gets_no_excuse(
     monkeypatch.setattr(cells, "supply_build", lambda settings, cache, progress: stubs.build(version=(11, 1, 0)))
     pytester.makepyfile(DEFECT.format(result=passes))
     pytester.runpytest().assert_outcomes(**{outcome: 1})
+
+
+@pytest.mark.parametrize(
+    ("options", "outcomes"),
+    [
+        ((), {"passed": 2, "deselected": 3}),
+        (("-m", "spapr_slow"), {"passed": 2, "deselected": 3}),
+        (("-m", "spapr_slow or not spapr_slow"), {"passed": 4, "deselected": 1}),
+        (("-m", "not spapr_slow"), {"passed": 2, "deselected": 3}),
+        (("-m", "spapr_vfio_nested"), {"passed": 1, "deselected": 4}),
+    ],
+)
+def test_slow_tests_run_where_they_are_asked_for(
+    pytester: pytest.Pytester, options: tuple[str, ...], outcomes: dict[str, int]
+) -> None:
+    pytester.makepyfile(
+        """
+        import pytest
+
+        def test_quick(): pass
+
+        @pytest.mark.spapr_slow
+        def test_slow(): pass
+
+        @pytest.mark.parametrize("rounds", [1, pytest.param(100, marks=pytest.mark.spapr_slow)])
+        def test_ladder(rounds): pass
+
+        @pytest.mark.spapr_vfio_nested
+        def test_nested(): pass
+        """
+    )
+    pytester.runpytest("--strict-markers", *options).assert_outcomes(**outcomes)

@@ -19,6 +19,7 @@ NEEDS_MACHINE = "def test_it(machine): pass"
         ("--spapr-image=no/such/image", "--spapr-image=no/such/image: there is no such file or directory"),
         ("--spapr-kernel=no/vmlinux", "--spapr-kernel=no/vmlinux: there is no such file"),
         ("--spapr-modules=no/modules", "--spapr-modules=no/modules names modules but no kernel"),
+        ("--spapr-vfio-host=ffff:ff:1f.7", "--spapr-vfio-host=ffff:ff:1f.7: the host has no such PCI function"),
         ("--spapr-contract=no/rows.toml", "*no/rows.toml cannot be read: No such file or directory"),
     ],
 )
@@ -38,15 +39,19 @@ def test_a_named_thing_that_is_missing_ends_the_run_before_it_begins(pytester: p
             "--spapr-qemu=8.8: no packaged build has this name (there are *7.2*), none that `spapr qemu build` made (there are none)*",
         ),
         ("--spapr-image=fedora-99", "no guest image is called 'fedora-99': known are *debian-12*"),
+        (
+            "--spapr-machine=pserie,ic-mode=xics",
+            "--spapr-machine=pserie,ic-mode=xics: 7.2.22 (*) has no such machine type; it has pseries, pseries-7.2",
+        ),
     ],
 )
 def test_an_unknown_name_ends_the_run_with_what_there_is(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, option: str, words: str
 ) -> None:
-    if "image" in option:
+    if "qemu" not in option:
         monkeypatch.setattr(cells, "supply_build", lambda settings, cache, progress: stubs.build())
     pytester.makepyfile(NEEDS_MACHINE)
-    result = pytester.runpytest(option)
+    result = pytester.runpytest(option, *(["--spapr-qemu=7.2"] if "machine" in option else []))
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(f"ERROR: {words}")
     result.assert_outcomes()

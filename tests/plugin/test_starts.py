@@ -64,7 +64,7 @@ def test_who_asks_for_a_boot_is_told_nothing(pytester: pytest.Pytester) -> None:
     result.stdout.no_fnmatch_line("*not cloned*")
 
 
-def test_workers_rows_are_added_up(pytester: pytest.Pytester) -> None:
+def test_workers_rows_are_added_up(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers are processes of their own, and stubs do not reach them: their conftest brings them along."""
     pytest.importorskip("xdist")
     pytester.makeconftest(
@@ -86,7 +86,8 @@ def test_workers_rows_are_added_up(pytester: pytest.Pytester) -> None:
         def test_one(machine, n): pass
         """
     )
-    pytester.syspathinsert(_ROOT)
+    # Before site-packages, where others leave packages called `tests`: avocado's result-html 113 does.
+    monkeypatch.setenv("PYTHONPATH", str(_ROOT))
     result = pytester.runpytest_subprocess("-n", "2")
     result.assert_outcomes(passed=4)
     assert [line for line in result.outlines if "not cloned" in line] == [f"booted, not cloned 4: {_REASON}"]

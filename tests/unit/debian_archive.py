@@ -30,20 +30,24 @@ def _ar_member(name: str, data: bytes) -> bytes:
     return f"{name:<16}{0:<12}{0:<6}{0:<6}{'100644':<8}{len(data):<10}`\n".encode() + data + b"\n" * (len(data) % 2)
 
 
-def source(upstream: Mapping[str, Content], patches: Mapping[str, str], version: str = "1:5.2-1") -> dict[str, bytes]:
-    """Return the files of a source package ``qemu`` of format 3.0 (quilt), by name."""
-    names = ("qemu_5.2.orig.tar.xz", "qemu_5.2-1.debian.tar.xz")
+def source(
+    upstream: Mapping[str, Content], patches: Mapping[str, str], version: str = "1:5.2-1", package: str = "qemu"
+) -> dict[str, bytes]:
+    """Return the files of a source package of format 3.0 (quilt), by name."""
+    whole = version.rpartition(":")[2]
+    number = whole.rpartition("-")[0]
+    names = (f"{package}_{number}.orig.tar.xz", f"{package}_{whole}.debian.tar.xz")
     changes = {"debian/patches/series": "".join(f"{name}\n" for name in patches).encode()}
     changes |= {f"debian/patches/{name}": text.encode() for name, text in patches.items()}
     archives = [
-        lzma.compress(_tar({f"qemu-5.2/{name}": data for name, data in upstream.items()}, {})),
+        lzma.compress(_tar({f"{package}-{number}/{name}": data for name, data in upstream.items()}, {})),
         lzma.compress(_tar(changes, {})),
     ]
     listed = "".join(
         f" {hashlib.sha256(data).hexdigest()} {len(data)} {name}\n" for name, data in zip(names, archives, strict=True)
     )
-    dsc = f"Format: 3.0 (quilt)\nSource: qemu\nVersion: {version}\nChecksums-Sha256:\n{listed}"
-    return {"qemu_5.2-1.dsc": dsc.encode(), **dict(zip(names, archives, strict=True))}
+    dsc = f"Format: 3.0 (quilt)\nSource: {package}\nVersion: {version}\nChecksums-Sha256:\n{listed}"
+    return {f"{package}_{whole}.dsc": dsc.encode(), **dict(zip(names, archives, strict=True))}
 
 
 def _tar(files: Mapping[str, Content], modes: Mapping[str, int]) -> bytes:
@@ -119,7 +123,7 @@ class Archive:
         )
         return self.root / file
 
-    def add_source(self, files: Mapping[str, bytes], version: str = "1:5.2-1") -> None:
+    def add_source(self, files: Mapping[str, bytes], version: str = "1:5.2-1", package: str = "qemu") -> None:
         """Add a source package, from :func:`source`; its files stand in ``pool/``."""
         (self.root / "pool").mkdir(parents=True, exist_ok=True)
         listed = ""
@@ -127,7 +131,7 @@ class Archive:
             (self.root / "pool" / name).write_bytes(data)
             listed += f" {hashlib.sha256(data).hexdigest()} {len(data)} {name}\n"
         self._sources.append(
-            f"Package: qemu\nBinary: qemu\nVersion: {version}\nMaintainer: x <x@localhost>\nFormat: 3.0 (quilt)\n"
+            f"Package: {package}\nBinary: {package}\nVersion: {version}\nMaintainer: x <x@localhost>\nFormat: 3.0 (quilt)\n"
             f"Directory: pool\nChecksums-Sha256:\n{listed}"
         )
 

@@ -5,6 +5,7 @@ Run as ``python fake_qemu.py SCRIPT QEMU-ARGUMENTS...``. SCRIPT is JSON: for eac
     {"return": value} {"error": [class, text]} {"event": [name, data]}     a message on the monitor
     {"stderr": text} {"stdout": text}                                      a line on a stream
     {"exit": status} {"signal": number} {"hang": true}                     an end, or none
+    {"raw": [text, count]}                                                 these bytes (ISO 8859-1) on the monitor, so many times
     {"hang_up": true}                                                      the monitor is closed, the process lives on
     {"child": path}                                        a child that holds stderr open and lives on; its pid goes to path
 
@@ -21,6 +22,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +83,13 @@ class _Monitor:
         self._read_fd, self._write_fd = (int(socket_fd[1]),) * 2 if socket_fd else (0, 1)
 
     def say(self, message: Mapping[str, Any]) -> None:
-        os.write(self._write_fd, json.dumps(message).encode() + b"\r\n")
+        self.write(json.dumps(message).encode() + b"\r\n")
+
+    def write(self, data: bytes) -> None:
+        # Who has heard enough hangs up.
+        with suppress(BrokenPipeError, ConnectionResetError):
+            while data:
+                data = data[os.write(self._write_fd, data) :]
 
     def hang_up(self) -> None:
         os.close(self._read_fd)
@@ -122,6 +130,8 @@ class _Monitor:
                     os._exit(value)
                 case "signal":
                     os.kill(os.getpid(), value)
+                case "raw":
+                    self.write(value[0].encode("latin-1") * value[1])
                 case "hang":
                     signal.pause()
                 case "hang_up":

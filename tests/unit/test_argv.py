@@ -30,7 +30,7 @@ BUILD = QemuBuild(
     sha256="",
 )
 CHANNELS = Channels(qmp=10, console=11, kernel=12, service=13, shell=14)
-IMAGE: Any = SimpleNamespace(kernel=Path("/i/vmlinux"), initramfs=Path("/i/initramfs.cpio"))
+IMAGE: Any = SimpleNamespace(kernel=Path("/i/vmlinux"), initramfs=Path("/i/initramfs.cpio"), disk=None)
 
 
 def words(*, build: QemuBuild = BUILD, image: Any = IMAGE, **shape: Any) -> list[str]:
@@ -108,6 +108,7 @@ def test_without_an_image_there_is_no_kernel_and_no_network() -> None:
 def test_the_shape_is_followed() -> None:
     line = words(cpus=2, max_cpus=4, memory=512, slots=2, max_memory=2048, cpu="power10", machine="pseries-7.2")
     assert values("-smp", line) == ["2,maxcpus=4"]
+    assert values("-smp", words(cpus=2, max_cpus=4, threads=8)) == ["16,maxcpus=32,threads=8"]
     assert values("-m", line) == ["512M,slots=2,maxmem=2048M"]
     assert values("-cpu", line) == ["power10"]
     assert values("-machine", line) == ["pseries-7.2,x-vof=on"]
@@ -181,6 +182,12 @@ def test_a_machine_type_that_the_build_lacks() -> None:
     )
 
 
+def test_a_machine_type_with_properties() -> None:
+    assert values("-machine", words(machine="pseries,ic-mode=xics")) == ["pseries,ic-mode=xics,x-vof=on"]
+    with pytest.raises(ConfigError, match=r"machine='pserie,ic-mode=xics': .* has no such machine type"):
+        words(machine="pserie,ic-mode=xics")
+
+
 def test_a_firmware_that_the_build_lacks() -> None:
     with pytest.raises(ConfigError, match=r"firmware='vof': 7.2 .* has no Virtual Open Firmware \(QEMU 6.1 and later\)"):
         words(build=without("x-vof"), firmware="vof")
@@ -193,6 +200,7 @@ def test_a_firmware_that_the_build_lacks() -> None:
         ({"cpus": "2"}, "cpus='2': expected a whole number"),
         ({"cpus": True}, "cpus=True: expected a whole number"),
         ({"memory": 1024.0}, "memory=1024.0: expected a whole number"),
+        ({"threads": 3}, "threads=3: expected 1, 2, 4 or 8 for each core"),
         ({"cpus": 9}, "max_cpus=8: expected at least cpus, which is 9"),
         ({"memory": 1000}, "memory=1000: expected MiB in multiples of 256, the size of an LMB"),
         ({"memory": 0}, "memory=0: expected MiB in multiples of 256, the size of an LMB"),
@@ -222,6 +230,34 @@ def test_nonsense_is_refused_when_the_spec_is_made(shape: dict[str, Any], messag
     assert str(refusal.value).startswith(message)
 
 
+def test_no_clone_can_write_to_its_template_where_qemu_knows_how() -> None:
+    build = replace(BUILD, features=BUILD.features | {"memory-backend-file.rom"})
+    line = argv(build, MachineSpec(), IMAGE, CHANNELS, Ram(Path("/t/ram"), private=True))
+    assert values("-object", line) == ["memory-backend-file,id=ram,size=1024M,mem-path=/t/ram,share=off,readonly=on,rom=off"]
+
+
 def test_lists_of_arguments_become_tuples() -> None:
     arguments: Any = ["-d", "unimp"]
     assert MachineSpec(qemu_args=arguments) == MachineSpec(qemu_args=("-d", "unimp"))
+
+
+def test_the_first_numa_node_has_the_memory_of_the_boot() -> None:
+    line = words(numa=3)
+    assert values("-object", line) == ["memory-backend-ram,id=ram,size=1024M"]
+    assert values("-numa", line) == ["node,nodeid=0,memdev=ram", "node,nodeid=1", "node,nodeid=2"]
+
+
+def test_the_memory_of_a_clone_is_that_of_its_first_numa_node() -> None:
+    line = argv(BUILD, MachineSpec(numa=2), IMAGE, CHANNELS, Ram(Path("/t/ram"), private=True))
+    assert values("-machine", line) == ["pseries,x-vof=on"]
+    assert values("-object", line) == ["memory-backend-file,id=ram,size=1024M,mem-path=/t/ram,share=off"]
+    assert "node,nodeid=0,memdev=ram" in values("-numa", line)
+
+
+def test_an_images_disk_is_read_only_and_takes_no_slot_of_pci() -> None:
+    image: Any = SimpleNamespace(**{**vars(IMAGE), "disk": Path("/i,j/disk.raw")})
+    line = argv(BUILD, MachineSpec(), image, CHANNELS)
+    assert line[line.index("-drive") + 1] == "file=/i,,j/disk.raw,format=raw,if=none,id=root,readonly=on"
+    assert [word for word in line if "root" in word and "bus=pci" in word] == []
+    assert "scsi-hd,drive=root,bus=vscsi.0" in line
+    assert "-drive" not in argv(BUILD, MachineSpec(), IMAGE, CHANNELS)

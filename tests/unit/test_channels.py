@@ -90,6 +90,43 @@ class TestReader:
         os.close(write)
         assert reader.join(10)
 
+    def test_who_catches_up_has_all_that_was_written(self) -> None:
+        """And no line twice or out of order, whichever of the two threads reads it; nor anything after the end."""
+        heard: list[str] = []
+        read, write = os.pipe()
+        reader = LineReader(read, heard.append, name="test")
+        lines = [str(number) for number in range(1000)]
+        for line in lines:
+            os.write(write, f"{line}\n".encode())
+            reader.catch_up()
+            assert heard[-1:] == [line]
+        os.close(write)
+        reader.catch_up()
+        assert reader.join(10)
+        reader.catch_up()
+        assert heard == lines
+
+    def test_who_catches_up_with_a_flood_does_not_wait_for_its_end(self) -> None:
+        """It reads what was there when it was called, and here each line makes another one."""
+        read, write = os.pipe()
+        over = threading.Event()
+        readers: list[int] = []
+
+        def flood(_line: str) -> None:
+            readers.append(threading.get_ident())
+            if len(readers) < 1000:
+                os.write(write, b"more\n")
+            else:
+                over.set()
+
+        reader = LineReader(read, flood, name="test")
+        os.write(write, b"more\n")
+        reader.catch_up()
+        assert readers.count(threading.get_ident()) <= 1
+        assert over.wait(10)
+        os.close(write)
+        assert reader.join(10)
+
     def test_a_peer_that_was_killed_is_an_end(self) -> None:
         """It may reset the connection, where it had unread data."""
         server = socket.create_server(("127.0.0.1", 0))

@@ -297,19 +297,6 @@ def test_kernel_bounds() -> None:
         version("vmlinux")
 
 
-def test_the_explanation_starts_with_what_differs() -> None:
-    promised = Contract(QEMU_7_2, LINUX_6_1).expect(Kind.CORE, "removal")
-    attempt = replace(keeping(promised), outcome=Outcome.PENDING, cause=Silence.NOT_DELIVERED, events=())
-    lines = promised.explain(attempt)
-    assert lines[:4] == [
-        "core thing1: not what the contract promises for 'removal'",
-        "outcome: expected removed, observed pending",
-        "cause: expected nothing, observed not delivered",
-        "events: expected DEVICE_DELETED x1, observed x0",
-    ]
-    assert any(line.startswith("evidence: kernel: evidence") for line in lines)
-
-
 def test_every_situation_and_every_feature_is_told() -> None:
     told = (resources.files("pytest_spapr.hotplug") / "contracts" / "README.md").read_text(encoding="utf-8")
     situations = {row.subject[1] for row in ROWS}

@@ -6,7 +6,7 @@ from dataclasses import fields
 
 import pytest
 
-from pytest_spapr.deadline import Budgets, Deadline, budgets
+from pytest_spapr.deadline import Budgets, Deadline, WorkingTime, budgets, working_time
 from pytest_spapr.errors import DeadlineExpired
 
 
@@ -75,3 +75,34 @@ def test_every_budget_is_positive_and_tcg_has_the_larger_ones() -> None:
     for field in fields(Budgets):
         assert getattr(tcg, field.name) >= getattr(kvm, field.name) > 0
     assert tcg != kvm
+
+
+def test_working_time_stands_still_while_a_person_is_waited_for(clock: Clock) -> None:
+    working = WorkingTime(clock)
+    deadline = Deadline(10, clock=working)
+    clock.now += 4
+    working.stop()
+    clock.now += 1000
+    assert deadline.remaining == 6
+    working.stop()
+    clock.now += 1000
+    working.go()
+    working.go()
+    assert deadline.remaining == 6
+    clock.now += 5
+    assert deadline.remaining == 1
+    working.stop()
+    clock.now += 1000
+    working.go()
+    clock.now += 1
+    assert deadline.expired
+
+
+def test_working_time_is_what_deadlines_go_by() -> None:
+    deadline = Deadline(1000)
+    working_time.stop()
+    try:
+        assert deadline.remaining == deadline.remaining
+    finally:
+        working_time.go()
+    assert 999 < deadline.remaining < 1000

@@ -123,6 +123,19 @@ def test_a_guest_that_was_reset_is_waited_for() -> None:
     assert rig.guest.ask("y").command == "y"
 
 
+def test_a_guest_boots_from_its_reset_or_its_inits_first_word_until_it_is_ready() -> None:
+    """The second is what a kernel does that another one has booted: there is no reset."""
+    rig = Rig(console=FakeShell())
+    assert not rig.guest.booting
+    for begin in (lambda: rig.event("RESET"), lambda: rig.timeline.record(Lane.SERVICE, "init: started")):
+        begin()
+        assert rig.guest.booting
+        rig.timeline.record(Lane.SERVICE, "init: ready")
+        assert not rig.guest.booting
+    assert rig.console
+    assert rig.console.told == ["forget", "forget"]
+
+
 def test_a_guest_that_does_not_come_back_is_asked_nothing() -> None:
     rig = Rig(console=FakeShell(), boot=0.1)
     rig.event("RESET")

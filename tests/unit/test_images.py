@@ -6,6 +6,7 @@ import dataclasses
 import json
 import lzma
 import stat
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +20,8 @@ from pytest_spapr.images import store
 from pytest_spapr.images.recipe import Recipe
 from tests.unit.debian_archive import HAS_APT, Archive, Content, Signer, deb, elf, module, vmlinux
 from tests.unit.test_cpio import entries
-from tests.unit.test_recipe import TEXT
+from tests.unit.test_kernel import bzimage
+from tests.unit.test_recipe import DISK, TEXT
 
 pytestmark = pytest.mark.skipif(not HAS_APT, reason="no apt or no gpg here")
 
@@ -37,13 +39,14 @@ KERNEL: dict[str, Content] = {
     "./boot/config-6.1.0-test": b"CONFIG_PPC_64K_PAGES=y\n",
     "./lib/modules/6.1.0-test/kernel/virtio_net.ko": module("virtio"),
     "./lib/modules/6.1.0-test/kernel/virtio.ko": module(),
+    "./lib/modules/6.1.0-test/kernel/spare.ko": module("virtio"),
     "./lib/modules/6.1.0-test/kernel/unasked.ko": module(),
 }
 
 
 @pytest.fixture
 def archive(tmp_path: Path, signer: Signer, monkeypatch: pytest.MonkeyPatch) -> Archive:
-    made = Archive(tmp_path / "mirror", signer)
+    made = Archive(tmp_path / "mirror", signer, architecture="ppc64el")
     made.add("tools", deb({"./usr/bin/tool": TOOL, **LIBRARIES}, {"./usr/bin/tool": 0o755}), depends="unwanted")
     made.add("unwanted", deb({"./usr/bin/unwanted": b"x"}))
     made.add("linux-image", deb({}), depends="linux-image-6.1")
@@ -88,10 +91,19 @@ def test_an_image_has_what_the_recipe_names_and_the_libraries_for_it(image: stor
     assert "lib/libunused.so.1" not in files
     assert files["init"] == (stat.S_IFREG | 0o755, b"#!/bin/sh\n")
     assert files["bin/cat"][1] == b"busybox"
-    assert files["etc/modules"][1] == b"virtio\nvirtio_net\n"
-    assert set(files) >= {"proc", "dev/console", "lib/modules/virtio.ko", "lib/modules/virtio_net.ko"}
+    assert set(files) >= {"proc", "dev/console"}
     assert (image.kernel_release, image.page_size, image.modules) == ("6.1.0-test", 65536, ("virtio", "virtio_net"))
     assert image.packages == {"linux-image-6.1": "1.0", "tools": "1.0"}
+
+
+def test_the_init_loads_some_modules_and_others_are_for_modprobe(image: store.GuestImage) -> None:
+    files = tree(image)
+    below = "lib/modules/6.1.0-test"
+    assert files["etc/modules"][1].decode().split() == [f"/{below}/virtio.ko", f"/{below}/virtio_net.ko"]
+    assert {name for name in files if name.endswith(".ko")} == {
+        f"{below}/{name}.ko" for name in ("virtio", "virtio_net", "spare")
+    }
+    assert files[f"{below}/modules.dep"][1] == b"virtio.ko:\nvirtio_net.ko: virtio.ko\nspare.ko: virtio.ko\n"
 
 
 def test_the_keys_are_for_their_owner_only_and_fit_together(image: store.GuestImage) -> None:
@@ -137,7 +149,7 @@ def test_an_image_is_built_from_cached_packages_when_the_mirror_is_gone(
 
 def test_a_kernel_of_another_suite_in_packages_of_its_own(recipe: Recipe, cache: Cache, archive: Archive, signer: Signer) -> None:
     """As Debian's 7.x has it."""
-    newer = Archive(archive.root, signer, suite="newer")
+    newer = Archive(archive.root, signer, architecture="ppc64el", suite="newer")
     below = "./usr/lib/modules/7.2-test"
     newer.add("linux-image", deb({}), "2.0", depends="linux-base-7.2, linux-binary-7.2, linux-modules-7.2")
     newer.add("linux-base-7.2", deb({f"{below}/config": b"CONFIG_PPC_4K_PAGES=y\n"}))
@@ -148,7 +160,7 @@ def test_a_kernel_of_another_suite_in_packages_of_its_own(recipe: Recipe, cache:
     image = images.build(recipe, cache, lambda: archive.url)
     assert (image.kernel_release, image.page_size, image.modules) == ("7.2-test", 4096, ("virtio_net",))
     assert set(image.packages) == {"linux-base-7.2", "linux-binary-7.2", "linux-modules-7.2", "tools"}
-    assert tree(image)["lib/modules/virtio_net.ko"][1] == module()
+    assert tree(image)["lib/modules/7.2-test/virtio_net.ko"][1] == module()
 
 
 @pytest.mark.parametrize(
@@ -183,8 +195,8 @@ def test_a_users_kernel_takes_the_place_of_the_images_own(image: store.GuestImag
     assert mine.client_key.read_bytes() == image.client_key.read_bytes()
     assert mine.host_key == image.host_key
     files = tree(mine)
-    assert files["etc/modules"][1] == b"virtio_net\n"
-    assert "lib/modules/virtio.ko" not in files
+    assert files["etc/modules"][1] == b"/lib/modules/7.0-rc1/virtio_net.ko\n"
+    assert not any(name.endswith("/virtio.ko") for name in files)
     assert files["bin/tool"] == tree(image)["bin/tool"]
     assert files["root/.ssh/authorized_keys"] == tree(image)["root/.ssh/authorized_keys"]
     assert store.verify(mine.directory) == mine
@@ -237,8 +249,8 @@ def _manifest(change: Callable[[dict[str, object]], object]) -> Callable[[Path],
     [
         (lambda directory: (directory / store.MANIFEST).unlink(), "is not a guest image.*spapr image build"),
         (lambda directory: (directory / store.MANIFEST).write_text("{"), "is damaged"),
-        (lambda directory: (directory / store.MANIFEST).write_text("[]"), "has the format None, expected 2"),
-        (_manifest(lambda manifest: manifest.update(format=99)), "has the format 99, expected 2"),
+        (lambda directory: (directory / store.MANIFEST).write_text("[]"), "has the format None, expected 3"),
+        (_manifest(lambda manifest: manifest.update(format=99)), "has the format 99, expected 3"),
         (_manifest(lambda manifest: manifest.pop("kernel_release")), "is damaged.*kernel_release"),
         (_manifest(lambda manifest: manifest.update(files=7)), "is damaged"),
         (lambda directory: (directory / store.VMLINUX).unlink(), "vmlinux: No such file"),
@@ -256,5 +268,76 @@ def test_an_image_that_does_not_exist_is_named(cache: Cache, tmp_path: Path) -> 
         images.resolve(str(tmp_path), cache, no_mirror)
     with pytest.raises(ImageError, match="no guest image is called 'nonesuch'"):
         images.resolve("nonesuch", cache, no_mirror)
+    with pytest.raises(ImageError, match="vfio-host is not for a pseries machine, but for amd64"):
+        images.resolve("vfio-host", cache, no_mirror)
     with pytest.raises(ImageError, match=r"debian-12 is not in the cache .*spapr image build debian-12"):
         images.find("debian-12", cache)
+
+
+def test_an_image_for_an_x86_machine_has_its_kernel_and_modules(
+    tmp_path: Path, recipe: Recipe, cache: Cache, archive: Archive, signer: Signer
+) -> None:
+    other = Archive(archive.root, signer, suite="x86")
+    kernel = {name.replace("vmlinux", "vmlinuz"): data for name, data in KERNEL.items() if not name.endswith(".ko")}
+    modules = {name: elf(machine=62, kind=1, sections={".modinfo": b"depends=\0"}) for name in KERNEL if name.endswith(".ko")}
+    other.add("tools", deb({"./usr/bin/tool": TOOL, **LIBRARIES}))
+    other.add("linux-image", deb({**kernel, "./boot/vmlinuz-6.1.0-test": bzimage(), **modules}))
+    other.publish()
+    x86 = dataclasses.replace(
+        recipe, architecture="amd64", suites=("x86",), kernel_suites=("x86",), kernel_files=("linux-image",)
+    )
+    found = images.build(x86, cache, lambda: other.url)
+    assert found.kernel_release == "6.1.0-50-amd64"
+    assert found.kernel.read_bytes() == bzimage()
+    assert found.modules == ("virtio_net",)
+
+
+@pytest.fixture
+def with_disk(tmp_path: Path, recipe: Recipe) -> Recipe:
+    for name in ("agent", "configure"):
+        (tmp_path / "recipes/one" / name).write_text(name)
+    (tmp_path / "recipes/one/recipe.toml").write_text(TEXT.replace("[programs]", DISK + "[programs]"))
+    return recipes.load("one", tmp_path / "recipes")
+
+
+def test_a_disk_has_all_packages_and_is_part_of_the_image(
+    with_disk: Recipe, cache: Cache, archive: Archive, tmp_path: Path
+) -> None:
+    found = {}
+
+    def install(packed: Path, disk: Path) -> None:
+        with tarfile.open(packed) as stream:
+            found.update({member.name: member for member in stream})
+        assert disk.stat().st_size == 3 << 20
+        assert disk.read_bytes().count(0) == 3 << 20
+        disk.write_bytes(b"a disk")
+
+    image = images.build(with_disk, cache, lambda: archive.url, install=install)
+    assert {"usr/bin/tool", "usr/bin/unwanted", "usr/lib/x/libunused.so.1", "usr/sbin/agent"} <= found.keys()
+    assert "usr/lib/modules/6.1.0-test/spare.ko" in found
+    assert "etc/modules" not in found
+    assert image.disk is not None
+    assert image.disk.read_bytes() == b"a disk"
+    assert not list(image.directory.glob("*.tar"))
+    assert tree(image)["etc/ssh/ssh_host_ed25519_key"][1].startswith(b"-----BEGIN OPENSSH PRIVATE KEY-----")
+    assert image.packages == {"linux-image-6.1": "1.0", "tools": "1.0", "unwanted": "1.0"}
+    own = tmp_path / "vmlinux"
+    own.write_bytes(vmlinux("7.7.7-mine"))
+    other = images.with_kernel(image, own, None, cache)
+    assert other.disk is not None
+    assert other.disk.samefile(image.disk)
+    assert store.verify(other.directory) == other
+    image.disk.write_bytes(b"a risk")
+    with pytest.raises(VerificationError, match=r"disk\.raw was changed"):
+        store.verify(image.directory)
+
+
+def test_a_disk_that_cannot_be_made_leaves_no_image(with_disk: Recipe, cache: Cache, archive: Archive) -> None:
+    def install(packed: Path, disk: Path) -> None:
+        raise ImageError("the packages cannot be configured")
+
+    with pytest.raises(ImageError, match="cannot be configured"):
+        images.build(with_disk, cache, lambda: archive.url, install=install)
+    assert cache.entries(store.KIND) == []
+    with pytest.raises(ImageError, match="has a disk, which is made in a guest"):
+        images.build(with_disk, cache, lambda: archive.url)

@@ -119,6 +119,20 @@ def test_removed_when_the_guest_gave_it_up() -> None:
     assert (done.outcome, done.asked, done.event_names) == (Outcome.REMOVED, True, ("DEVICE_DELETED",))
 
 
+def test_a_device_without_an_id_is_told_by_its_path() -> None:
+    """That of its parts is longer."""
+    path = "/machine/unattached/device[2]"
+
+    def script(machine: ScriptedMachine) -> None:
+        machine.awaiting()
+        machine.event("DEVICE_DELETED", device=None, path=f"{path}/thread[0]")
+        machine.event("DEVICE_UNPLUG_GUEST_ERROR", device=None, path=path)
+
+    one = judge(ScriptedMachine(script))
+    one._device.id = path
+    assert (one.attempt().outcome, one.attempt().event_names) == (Outcome.REFUSED, ("DEVICE_UNPLUG_GUEST_ERROR",))
+
+
 def test_removed_at_once_is_not_a_removal_by_the_guest() -> None:
     done = attempt(lambda machine: machine.event("DEVICE_DELETED"))
     assert (done.outcome, done.asked) == (Outcome.REMOVED, False)
@@ -132,6 +146,21 @@ def test_an_event_about_another_device_is_not_ours() -> None:
 
     done = attempt(script, seconds=0.05)
     assert (done.outcome, done.events) == (Outcome.PENDING, ())
+
+
+def test_a_device_without_an_id_of_its_own_is_known_by_its_path() -> None:
+    def script(machine: ScriptedMachine) -> None:
+        machine.awaiting()
+        machine.event("DEVICE_DELETED", device="core1")
+        machine.event("DEVICE_DELETED", device=None, path="/machine/unattached/device[2]/thread[0]")
+        machine.event("DEVICE_DELETED", device=None, path="/machine/unattached/device[2]")
+
+    scripted = ScriptedMachine(script)
+    device = ScriptedDevice(scripted, Kind.CORE)
+    device.id = "/machine/unattached/device[2]"
+    done = Judge(cast("Unpluggable", device), cast("Machine", scripted), pending=False, seconds=2.0).attempt()
+    assert done.outcome is Outcome.REMOVED
+    assert [event["data"]["path"] for event in done.events] == [device.id]
 
 
 def test_refused_gathers_the_events_that_come_while_the_guest_rolls_back() -> None:

@@ -36,6 +36,30 @@ def test_what_pseries_cannot_boot_is_refused(data: bytes, says: str) -> None:
     assert "vmlinux" in str(caught.value)
 
 
+def bzimage(version: bytes = b"6.1.0-50-amd64 (debian-kernel@lists.debian.org) #1 SMP", offset: int = 0x3000) -> bytes:
+    """Return the beginning of an x86 kernel."""
+    header = bytearray(0x200 + offset)
+    header[0x202:0x206] = b"HdrS"
+    header[0x20E:0x210] = offset.to_bytes(2, "little")
+    return bytes(header) + version + b"\0"
+
+
+def test_the_release_of_an_x86_kernel_is_where_its_boot_protocol_has_it() -> None:
+    assert kernel.x86_release(bzimage(), "vmlinuz") == "6.1.0-50-amd64"
+
+
+@pytest.mark.parametrize("data", [b"", vmlinux("6.1.0"), bzimage(offset=0), bzimage(b""), bzimage()[:0x210]])
+def test_what_is_no_x86_kernel_is_refused(data: bytes) -> None:
+    with pytest.raises(ImageError, match=r"/some/file .* no bzImage"):
+        kernel.x86_release(data, "/some/file")
+
+
+def test_a_module_of_another_machine_is_refused() -> None:
+    available = {"vfio": lambda: module()}
+    with pytest.raises(ImageError, match="vfio is not a module for amd64"):
+        kernel.select_modules(["vfio"], available, "amd64")
+
+
 def test_the_page_size_is_what_the_config_says() -> None:
     assert kernel.page_size(b"CONFIG_PPC64=y\nCONFIG_PPC_64K_PAGES=y\n") == 65536
     assert kernel.page_size(b"# CONFIG_PPC_64K_PAGES is not set\nCONFIG_PPC_4K_PAGES=y\n") == 4096
@@ -57,7 +81,20 @@ def test_modules_come_after_what_they_depend_on() -> None:
 
 def test_a_circle_of_dependencies_ends() -> None:
     available = {"a": lambda: module("b"), "b": lambda: module("a")}
-    assert set(kernel.select_modules(["a"], available)) == {"a", "b"}
+    chosen = kernel.select_modules(["a"], available)
+    assert set(chosen) == {"a", "b"}
+    assert kernel.modules_dep(chosen).startswith("b.ko: a.ko\n")
+
+
+def test_modprobe_is_told_all_that_a_module_needs_the_first_last() -> None:
+    available = {
+        "uas": lambda: module("usb_storage", "usbcore", "built_in"),
+        "usb_storage": lambda: module("usbcore"),
+        "usbcore": lambda: module("usb_common"),
+        "usb_common": lambda: module(),
+    }
+    *_, uas = kernel.modules_dep(kernel.select_modules(["uas"], available)).splitlines()
+    assert uas == "uas.ko: usb_storage.ko usbcore.ko usb_common.ko"
 
 
 @pytest.mark.parametrize("data", [b"garbage", elf(machine=62, kind=1, sections={".modinfo": b"depends=\0"}), elf(kind=1)])

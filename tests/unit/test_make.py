@@ -71,20 +71,20 @@ def _maker(tmp_path: Path, tools: Toolchain, progress: NullProgress, version: st
 
 def test_it_is_configured_once_and_compiled_each_time(tools: Toolchain, tree: PatchedTree, tmp_path: Path) -> None:
     shown = Shown()
-    assert not _maker(tmp_path, tools, shown).is_current(tree)
+    assert not _maker(tmp_path, tools, shown).is_current(tree.source)
     for _ in range(2):
-        binary = _maker(tmp_path, tools, shown).make(tree, jobs=1)
+        binary = _maker(tmp_path, tools, shown).make(tree.source, jobs=1)
     assert binary.read_text() == "binary\n"
-    assert _maker(tmp_path, tools, shown).is_current(tree)
+    assert _maker(tmp_path, tools, shown).is_current(tree.source)
     assert (tmp_path / "root/configured").read_text().count("--minimal") == 1
     assert shown.said == ["configuring QEMU", *2 * ["compiling QEMU", (1, 2, "libqemu.fa.p/drc.c.o")]]
 
 
 def test_another_version_or_toolchain_is_not_current(tools: Toolchain, tree: PatchedTree, tmp_path: Path) -> None:
-    _maker(tmp_path, tools, Shown()).make(tree, jobs=1)
-    assert not _maker(tmp_path, tools, Shown(), "1:5.2-2").is_current(tree)
+    _maker(tmp_path, tools, Shown()).make(tree.source, jobs=1)
+    assert not _maker(tmp_path, tools, Shown(), "1:5.2-2").is_current(tree.source)
     newer = Toolchain(tools.prefix, "amd64", tools.environment, {"gcc": "13"})
-    assert not _maker(tmp_path, newer, Shown()).is_current(tree)
+    assert not _maker(tmp_path, newer, Shown()).is_current(tree.source)
 
 
 def test_a_compiler_error_is_told_and_the_tree_stays_configured(tools: Toolchain, tree: PatchedTree, tmp_path: Path) -> None:
@@ -92,16 +92,16 @@ def test_a_compiler_error_is_told_and_the_tree_stays_configured(tools: Toolchain
     with pytest.raises(
         BuildError, match=r"compiling QEMU failed \(exit status 1\).*build\.log.*says:\n  FAILED: drc\.c\.o\n.*error: un"
     ):
-        _maker(tmp_path, tools, Shown()).make(tree, jobs=1)
-    assert _maker(tmp_path, tools, Shown()).is_current(tree)
+        _maker(tmp_path, tools, Shown()).make(tree.source, jobs=1)
+    assert _maker(tmp_path, tools, Shown()).is_current(tree.source)
 
 
 def test_a_configuration_that_failed_is_done_again(tools: Toolchain, tree: PatchedTree, tmp_path: Path) -> None:
     broken = Toolchain(tools.prefix, "amd64", {**tools.environment, "BROKEN": "1"}, tools.packages)
     with pytest.raises(BuildError, match="configuring QEMU failed"):
-        _maker(tmp_path, broken, Shown()).make(tree, jobs=1)
-    assert not _maker(tmp_path, tools, Shown()).is_current(tree)
-    _maker(tmp_path, tools, Shown()).make(tree, jobs=1)
+        _maker(tmp_path, broken, Shown()).make(tree.source, jobs=1)
+    assert not _maker(tmp_path, tools, Shown()).is_current(tree.source)
+    _maker(tmp_path, tools, Shown()).make(tree.source, jobs=1)
 
 
 def test_a_toolchain_that_was_moved_is_none(tmp_path: Path) -> None:

@@ -52,12 +52,14 @@ def test_what_was_plugged_in_and_has_not_gone() -> None:
     assert monitor.plugged() == ["memory", "two", "three", "one"]
 
 
-def test_a_place_that_qemu_chose_is_said() -> None:
+# QEMU 7.2, and 10.0.
+@pytest.mark.parametrize("pci_type", ["int32", "str"])
+def test_a_place_that_qemu_chose_is_said(pci_type: str) -> None:
     monitor: Any = Monitor(
         **{
             "qom_list:/machine/peripheral/dimm1": [{"name": "slot", "type": "int32"}, {"name": "addr", "type": "uint64"}],
             "qom_get:/machine/peripheral/dimm1:addr": 1 << 30,
-            "qom_list:/machine/peripheral/card1": [{"name": "addr", "type": "int32"}, {"name": "realized", "type": "bool"}],
+            "qom_list:/machine/peripheral/card1": [{"name": "addr", "type": pci_type}, {"name": "realized", "type": "bool"}],
             "qom_get:/machine/peripheral/card1:addr": 25,
             "qom_get:/machine/peripheral/card1:parent_bus": "/machine/unattached/device[3]/pci.0",
         }
@@ -84,7 +86,10 @@ def test_the_inventory_tells_what_can_come_and_go() -> None:
     monitor: Any = Monitor(
         **{
             "qom_list:/machine/peripheral": [{"name": "type", "type": "string"}, {"name": "core1", "type": "child<core>"}],
-            "qom_list:/objects": [{"name": "ram", "type": "child<memory-backend-file>"}],
+            "qom_list:/objects": [
+                {"name": "ram", "type": "child<memory-backend-file>"},
+                {"name": "monitor", "type": "child<monitor-qmp>"},
+            ],
             "query_hotpluggable_cpus": [{"props": {"core-id": 0}, "qom-path": "/x"}, {"props": {"core-id": 1}}],
             "query_memory_devices": [{"type": "dimm", "data": {"id": "dimm1", "slot": 1, "addr": 4096}}],
         }

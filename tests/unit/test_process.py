@@ -81,6 +81,13 @@ def test_what_tcg_says_each_time_is_left_out(start: Start, timeline: Timeline) -
     assert death(timeline).stderr == ()
 
 
+def test_resets_of_what_never_had_a_device_are_left_out(start: Start, timeline: Timeline) -> None:
+    lines = ["spapr_drc_reset drc: 0x1", "spapr_drc_attach drc: 0x1", "spapr_drc_reset drc: 0x1", "spapr_drc_reset drc: 0x2"]
+    start(*({"stderr": line} for line in lines), {"exit": 0})
+    death(timeline)
+    assert [record.text for record in timeline.since(0, Lane.DRC)] == lines[1:3]
+
+
 def test_it_lives(start: Start, timeline: Timeline) -> None:
     process = start({"stderr": "up"}, {"hang": True})
     heard(timeline, "up")

@@ -325,6 +325,43 @@ class TestLiveButBroken:
             bench.connect(start=[{"return": {}}, {"hang": True}])
 
 
+@pytest.mark.parametrize(
+    "raw",
+    [
+        pytest.param(["no JSON\r\n", 1], id="text"),
+        pytest.param(['{"return": \r\n', 1], id="a message that was cut off"),
+        pytest.param(["\xff\xfe\x00\r\n", 1], id="bytes"),
+        pytest.param(["[]\r\n", 1], id="a list"),
+        pytest.param(["{}\r\n", 1], id="nothing in it"),
+        pytest.param(['{"return": {}}\r\n', 1], id="an answer to nobody"),
+        pytest.param(["[", 200_000], id="no end"),
+        pytest.param(["x", 11 << 20], id="11 MiB in a line"),
+    ],
+)
+def test_rubbish_on_the_monitor_is_an_error_and_soon(bench: Bench, monkeypatch: pytest.MonkeyPatch, raw: list[Any]) -> None:
+    monkeypatch.setattr(qmp_module, "_DEATH_NOTICE", 0.2)
+    qmp = bench.connect(stop=[{"raw": raw}, {"raw": ["\r\n", 1]}, {"hang": True}])
+    with pytest.raises(MachineError, match="although QEMU lives"):
+        qmp.execute("stop", seconds=5)
+    with pytest.raises(MachineError):
+        qmp.execute("cont", seconds=5)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        '{"return": {}, "id": "nobody"}\r\n',
+        '{"event": "NEW", "data": 3, "timestamp": {"seconds": 1, "microseconds": 1}}\r\n',
+        '{"event": "NEW", "timestamp": {"seconds": -1, "microseconds": -1}}\r\n',
+        '{"event": "NEW", "data": {"device": "\\u001b[31m"}, "timestamp": {"seconds": 1, "microseconds": 1}}\r\n',
+    ],
+)
+def test_a_message_that_means_nothing_disturbs_nobody(bench: Bench, raw: str) -> None:
+    qmp = bench.connect(stop=[{"raw": [raw, 1]}, {"return": {}}])
+    assert qmp.execute("stop") == {}
+    assert qmp.execute("query-status") == {"status": "prelaunch", "running": False}
+
+
 def test_nothing_of_a_monitor_stays_behind(loop: QmpLoop, timeline: Timeline) -> None:
     descriptors = fake_qemu.descriptors()
     for script in ({}, {"start": [{"exit": 1}]}, {"start": [{"hang": True}]}, {"qmp_capabilities": [{"exit": 1}]}):

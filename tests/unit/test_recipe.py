@@ -10,12 +10,13 @@ from pytest_spapr.images import recipe
 TEXT = """
 description = "a test"
 suites = ["test"]
-architecture = "amd64"
+architecture = "ppc64el"
 kernel_suites = ["test"]
 kernel_package = "linux-image"
 kernel_files = ["linux-image-[0-9]*"]
 packages = ["tools"]
 modules = ["virtio_net"]
+spare_modules = ["spare"]
 console_shell = true
 applets = "sh\\ncat"
 directories = ["proc"]
@@ -63,7 +64,7 @@ def test_another_text_or_file_is_another_image(directory: Path) -> None:
         ("console_shell = true", "console_shell = 1", "console_shell must be true or false"),
         ('"sbin" = "bin"', '"sbin" = 7', "links must be a table of strings"),
         ("suites", "suits", "suites is missing"),
-        ('architecture = "amd64"', 'architecture = "amd64"\nflavour = "x"', "unknown: flavour; known are"),
+        ('architecture = "ppc64el"', 'architecture = "ppc64el"\nflavour = "x"', "unknown: flavour; known are"),
         ('"init" = "init"', '"init" = "gone"', "init: .*No such file"),
         ("[links]", "[links", "recipe.toml: "),
     ],
@@ -142,6 +143,48 @@ def test_an_unknown_name_says_which_are_known(directory: Path) -> None:
 
 def test_the_recipes_that_come_with_the_package_are_sound() -> None:
     found = {name: recipe.load(name) for name in recipe.names()}
-    assert list(found) == ["debian-12", "debian-13", "debian-13-64k", "debian-sid", "debian-sid-64k"]
+    assert list(found) == [
+        "debian-12",
+        "debian-12-disk",
+        "debian-13",
+        "debian-13-64k",
+        "debian-sid",
+        "debian-sid-64k",
+        "vfio-host",
+    ]
     assert len({one.key for one in found.values()}) == len(found)
-    assert len({(one.suites, one.packages, one.files, one.modules) for one in found.values()}) == 1, "one userland for all"
+    guests = [one for one in found.values() if one.architecture == recipe.PSERIES and one.disk is None]
+    assert len({(one.suites, one.packages, one.files, one.modules) for one in guests}) == 1, "one userland for all"
+
+
+DISK = """
+disk_packages = ["tools"]
+disk_excluded = ["usr/share/doc/*"]
+disk_configure = "configure"
+disk_size = 3
+disk_executable = ["usr/sbin/agent"]
+[disk_files]
+"usr/sbin/agent" = "agent"
+"etc/agent" = "agent"
+"""
+
+
+def test_a_disk_is_part_of_its_recipe_with_all_its_files(directory: Path) -> None:
+    plain = recipe.load("one", directory)
+    path = directory / "one/recipe.toml"
+    path.write_text(TEXT.replace("[programs]", DISK + "[programs]"))
+    for name in ("agent", "configure"):
+        (directory / "one" / name).write_text(name)
+    found = recipe.load("one", directory)
+    assert plain.disk is None
+    assert found.disk is not None
+    assert (found.disk.packages, found.disk.size) == (("tools",), 3 << 20)
+    assert {file.path: file.mode for file in found.disk.files} == {"usr/sbin/agent": 0o755, "etc/agent": 0o644}
+    keys = {plain.key, found.key}
+    for name in ("agent", "configure"):
+        (directory / "one" / name).write_text("another")
+        keys.add(recipe.load("one", directory).key)
+    assert len(keys) == 4, "each is another image"
+    path.write_text(path.read_text().replace("disk_size = 3", 'disk_size = "3"'))
+    with pytest.raises(ImageError, match="disk_size must be a number of MiB, not '3'"):
+        recipe.load("one", directory)

@@ -171,9 +171,9 @@ def free(slots: Slots) -> int:
 
 @pytest.mark.parametrize(
     ("cpus", "mib", "shares"),
-    [(2, 24105, (2, 12052)), (8, 7900, (7, 1128)), (64, 3000, (2, 1500)), (4, 900, (1, 900)), (1, 65536, (1, 65536))],
+    [(2, 24105, (4, 6026)), (8, 7900, (7, 1128)), (64, 3000, (2, 1500)), (4, 900, (1, 900)), (1, 65536, (2, 32768))],
 )
-def test_slots_are_cpus_where_memory_is_not_short(cpus: int, mib: int, shares: tuple[int, int]) -> None:
+def test_a_cpu_has_two_slots_where_memory_is_not_short(cpus: int, mib: int, shares: tuple[int, int]) -> None:
     assert module._shares(cpus, mib) == shares
 
 
@@ -190,7 +190,7 @@ def test_a_machine_weighs_its_vcpus_or_its_memory_and_never_more_than_all(
 def test_those_of_the_host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     slots = Slots.of_host()
-    assert 1 <= slots.count <= len(os.sched_getaffinity(0))
+    assert 1 <= slots.count <= 2 * len(os.sched_getaffinity(0))
     assert slots.mib >= min(1024, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20)
     with slots.take(1):
         [directory] = tmp_path.iterdir()

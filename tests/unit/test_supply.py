@@ -12,7 +12,8 @@ import pytest
 from pytest_spapr import config, supply
 from pytest_spapr.builds import packages, store
 from pytest_spapr.cache import Cache
-from pytest_spapr.errors import ConfigError, ImageError
+from pytest_spapr.errors import ConfigError, ImageError, MirrorError, VerificationError
+from pytest_spapr.libvirt import packages as libvirt
 from pytest_spapr.progress import NullProgress
 from pytest_spapr.supply import Unavailable
 
@@ -136,7 +137,7 @@ def test_an_image_directory_that_is_none_is_an_error(tmp_path: Path) -> None:
 
 
 def test_the_users_kernel_goes_into_the_image(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("pytest_spapr.images.build.resolve", lambda name, cache, mirror, progress: f"image {name}")
+    monkeypatch.setattr("pytest_spapr.images.build.resolve", lambda name, cache, mirror, progress, install: f"image {name}")
     monkeypatch.setattr("pytest_spapr.images.build.with_kernel", lambda *arguments: arguments[:3])
     kernel, modules = tmp_path / "vmlinux", tmp_path / "modules"
     assert _image(tmp_path, kernel=str(kernel), modules=str(modules)) == ("image debian-12", kernel, modules)
@@ -149,3 +150,48 @@ def test_the_users_kernel_goes_into_the_image(monkeypatch: pytest.MonkeyPatch, t
 def test_accelerators(accelerators: set[str], wanted: str, given: str) -> None:
     build: Any = SimpleNamespace(accelerators=accelerators, version_text="QEMU 7.2.22")
     assert supply.supply_accelerator(config.read({"accel": wanted}, environment={}), build) == given
+
+
+@pytest.fixture
+def libvirts(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Where a libvirt may come from; none has one yet, and the mirror has none either."""
+    libvirts = SimpleNamespace(cached=None, fetched=MirrorError("the mirror is down"), installed=None)
+
+    def fetch(cache: Cache, url: str, progress: object) -> Any:
+        if isinstance(libvirts.fetched, Exception):
+            raise libvirts.fetched
+        return f"{libvirts.fetched} from {url}"
+
+    monkeypatch.setattr("pytest_spapr.debian.mirror.find_mirror", lambda setting: setting or "http://apt.invalid/debian")
+    monkeypatch.setattr(libvirt, "find", lambda cache: libvirts.cached)
+    monkeypatch.setattr(libvirt, "fetch", fetch)
+    monkeypatch.setattr(libvirt, "installed", lambda: libvirts.installed)
+    return libvirts
+
+
+def _libvirt(tmp_path: Path, **command_line: Any) -> Any:
+    return supply.supply_libvirt(config.read(command_line, environment={}), Cache(tmp_path), NullProgress())
+
+
+def test_libvirt_comes_from_the_cache_the_mirror_or_the_host_in_this_order(libvirts: SimpleNamespace, tmp_path: Path) -> None:
+    libvirts.installed = "the host's"
+    assert _libvirt(tmp_path, qemu="7.2") == "the host's"
+    libvirts.fetched = "9.0"
+    assert _libvirt(tmp_path, qemu="7.2", debian_mirror="http://mine.invalid") == "9.0 from http://mine.invalid"
+    assert _libvirt(tmp_path) == _libvirt(tmp_path, qemu="7.2", offline=True) == "the host's"
+    libvirts.cached = "the cache's"
+    assert _libvirt(tmp_path, qemu="7.2") == _libvirt(tmp_path, offline=True) == "the cache's"
+
+
+@pytest.mark.usefixtures("libvirts")
+def test_without_libvirt_the_reason_is_told(tmp_path: Path) -> None:
+    with pytest.raises(Unavailable, match=r"nothing may be fetched for this run\. Install libvirtd.*libvirt-daemon-driver-qemu"):
+        _libvirt(tmp_path)
+    with pytest.raises(Unavailable, match="the mirror is down"):
+        _libvirt(tmp_path, image="debian-12")
+
+
+def test_a_libvirt_that_was_tampered_with_is_no_skip(libvirts: SimpleNamespace, tmp_path: Path) -> None:
+    libvirts.fetched, libvirts.installed = VerificationError("not signed"), "the host's"
+    with pytest.raises(VerificationError):
+        _libvirt(tmp_path, qemu="7.2")

@@ -125,6 +125,21 @@ class TestRecords:
             mine = [record.text for record in records if record.text.startswith(f"{writer} ")]
             assert mine == [f"{writer} {number}" for number in range(each)]
 
+    @pytest.mark.parametrize("branches", [False, True])
+    def test_who_looks_sees_what_a_stream_holds(self, branches: bool) -> None:
+        """What is written before a mark is before the mark, whenever its reader comes to it."""
+        timeline = Timeline()
+        stream = ["one", "two"]
+
+        def catch_up() -> None:
+            while stream:
+                timeline.record(Lane.STDERR, stream.pop(0))
+
+        (Branch(timeline) if branches else timeline).follow(catch_up)
+        assert [record.text for record in timeline.since(0)] == ["one", "two"]
+        stream.append("three")
+        assert timeline.mark() == 3
+
 
 class TestWait:
     def test_what_is_there_already_counts_from_the_cursor_on(self) -> None:

@@ -1,0 +1,95 @@
+"""A Chromium from Debian's packages in the cache, for a machine that has none: fetched and verified by apt, unpacked, run without root."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from ci.pages.browser import found
+from pytest_spapr import config
+from pytest_spapr.builds import store
+from pytest_spapr.cache import Cache
+from pytest_spapr.debian import prefix
+from pytest_spapr.debian.apt import AptState
+from pytest_spapr.debian.mirror import find_mirror
+from pytest_spapr.errors import SpaprError
+from pytest_spapr.progress import Progress, progress_for
+
+_KIND: Final = "chromium"
+# What a system that is not Debian gets: old enough for its libc.
+_SUITE: Final = "bookworm"
+_EXCLUDED: Final = (
+    *prefix.UNNEEDED,
+    "usr/share/perl/*",
+    # It draws without a graphics card.
+    "usr/lib/*/dri/*",
+    "usr/lib/*/libLLVM*",
+    "usr/lib/*/libz3*",
+    "usr/lib/chromium/libVkLayer*",
+)
+# The host's own: its loader is the one that runs, and loads no other libc.
+_LIBC: Final = ("libc6", "libc-bin", "libgcc-s1", "libstdc++6")
+_PROGRAM: Final = """#!/bin/sh
+root=$(dirname "$(readlink -f "$0")")/root
+export LD_LIBRARY_PATH=$root/usr/lib/{triplet}:$root/lib/{triplet}:$root/usr/lib/chromium
+exec "$root/usr/lib/chromium/chromium" "$@"
+"""
+
+
+def fetch(cache: Cache, mirror: str, progress: Progress) -> Path:
+    """Return the Chromium in the cache, else from the mirror: 190 MB, a minute; 480 MB unpacked.
+
+    :raises MirrorError: the mirror does not have it. :raises VerificationError: signature or hash mismatch.
+    :raises CacheError: disk full. :raises BuildError: no packages are known for this machine's architecture.
+    """
+    architecture, suite = store.architecture(), _suite()
+    entry = (_KIND, f"{suite}-{architecture}")
+    program = cache.entry(*entry) / "chromium"
+
+    def describe(directory: Path, _versions: Mapping[str, str]) -> None:
+        (directory / program.name).write_text(_PROGRAM.format(triplet=store.triplet_of(architecture)), encoding="utf-8")
+        (directory / program.name).chmod(0o755)
+
+    def make() -> None:
+        apt = AptState(cache, mirror, (suite,), architecture, progress)
+        prefix.install(
+            apt,
+            [_KIND],
+            cache,
+            entry,
+            progress,
+            what="Chromium",
+            space=700_000_000,
+            finish=describe,
+            excluded=_EXCLUDED,
+            without=_LIBC,
+        )
+
+    return prefix.obtain(cache, entry, lambda: program if program.exists() else None, make, progress, what="Chromium")
+
+
+def _suite() -> str:
+    """Return this system's suite, whose Chromium fits its libc."""
+    release = platform.freedesktop_os_release()
+    return release.get("VERSION_CODENAME", _SUITE) if release.get("ID") == "debian" else _SUITE
+
+
+def main() -> int:
+    """Print where a Chromium is: this machine's own, else one in the cache, fetched if need be."""
+    if program := found():
+        print(program)  # noqa: T201 - what it is for
+        return 0
+    settings = config.read()
+    try:
+        print(fetch(Cache(settings.cache_dir.value), find_mirror(settings.debian_mirror.value), progress_for(sys.stderr, 79)))  # noqa: T201
+    except SpaprError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The documentation's site: what of it comes out of the code, and how Sphinx is called."""

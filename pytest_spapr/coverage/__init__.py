@@ -1,0 +1,1 @@
+"""What the suite covers: scenarios of a checklist, and what a run's machines did to their connectors."""

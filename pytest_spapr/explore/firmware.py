@@ -1,0 +1,276 @@
+"""A world without a guest: a QEMU at ``-S``, whose guest's part is played through its qtest server. A step costs some milliseconds."""
+
+from __future__ import annotations
+
+import socket
+import tempfile
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from pytest_spapr.coverage import connectors
+from pytest_spapr.coverage.replay import Driven
+from pytest_spapr.deadline import Deadline
+from pytest_spapr.errors import DeadlineExpired, MachineDied, MachineError, QmpRefused
+from pytest_spapr.explore.findings import Subject
+from pytest_spapr.explore.history import History, Twins, Violation
+from pytest_spapr.explore.known import Avoid, known_defect
+from pytest_spapr.explore.model import DELETED, Facts
+from pytest_spapr.explore.search import Source
+from pytest_spapr.explore.steps import Aside, Call, Command, Move, OddCall, Step, TakeEvents
+from pytest_spapr.explore.world import Seen, World, WorldEnded
+from pytest_spapr.hotplug import drc
+from pytest_spapr.hotplug.drc_model import State
+from pytest_spapr.hotplug.pseries import PseriesMachine
+from pytest_spapr.hotplug.rtas import PlayedGuest
+from pytest_spapr.machine import Harness
+from pytest_spapr.qemu.argv import MachineSpec, cpu_model
+from pytest_spapr.qemu.build import QemuBuild
+from pytest_spapr.qemu.plugged import plugged, settled
+from pytest_spapr.qemu.process import exit_in_words
+from pytest_spapr.qemu.qtest import Qtest
+from pytest_spapr.qemu.vmstate import device_state
+from pytest_spapr.timeline import Lane, Record, Timeline
+
+if TYPE_CHECKING:
+    from hypothesis.stateful import RuleBasedStateMachine
+
+    from pytest_spapr.qemu.qmp import Qmp
+
+#: More than a history can use up. A core that comes takes one of TCG's contexts for good (known defect ``tcg-contexts-run-out``).
+SHAPE: Final[dict[str, Any]] = {"max_cpus": 128, "slots": 32, "memory": 256, "max_memory": 32768}
+#: A command that fails has QEMU run what waits for RCU (drain_call_rcu in qmp_device_add): the end of PCI devices and PHBs.
+DRAIN: Final = Command("device_add", {"driver": "no-such-device"})
+
+
+class FirmwareWorld:
+    """A fresh machine; 0.3 s to start. :ivar machine: it.
+
+    :param core_type: what histories call its cores, if not as it does itself: builds differ in that.
+    """
+
+    def __init__(self, harness: Harness, accelerator: str, *, core_type: str | None = None) -> None:
+        with ExitStack() as made:
+            directory = Path(made.enter_context(tempfile.TemporaryDirectory(prefix="spapr-")))
+            path, self._monitor = directory / "qtest", directory / "qmp"
+            arguments = (*Qtest.arguments(path), "-qmp", f"unix:{self._monitor},server=on,wait=off")
+            spec = MachineSpec(accelerator=accelerator, qemu_args=arguments, **SHAPE)
+            self._harness = harness
+            self.machine = PseriesMachine.start(harness, spec, None, Timeline(), boot=False)
+            made.callback(self.machine.close)
+            self._qtest = made.enter_context(Qtest.at(path))
+            # The other QEMU listens at the same place by then.
+            self.machine.at_move.append(lambda: self._qtest.reconnect(path))
+            self._guest = PlayedGuest(self._qtest)
+            slots = self.machine.cores.slots()
+            self._cores = {core_type or slots[0]["type"]: slots[0]["type"]}
+            self.facts = Facts(
+                core_type=core_type or slots[0]["type"], cores=len(slots), slots=spec.slots, features=self.machine.build.features
+            )
+            connectors.watch(self.machine)
+            self._seen = self.machine.timeline.mark()
+            self._resources = made.pop_all()
+
+    def do(self, step: Step, index: int | None) -> Seen:
+        refusal = status = count = end = None
+        options: tuple[str, ...] = ()
+        try:
+            match step:
+                case Command("system_reset"):
+                    self.machine.reset(wait=False)
+                case Command():
+                    self._execute(self.machine.qmp, step)
+                case Aside(command):
+                    with self._another_monitor() as monitor:
+                        self._execute(monitor, command)
+                case Move():
+                    # Said also of a move that fails.
+                    options = self._devices()
+                    self.machine.migrate()
+                case Call(transition):
+                    assert index is not None
+                    status = int(self._guest.do(transition, index))
+                case OddCall(cells):
+                    [status] = self._qtest.rtas("set-indicator", cells)
+                case TakeEvents():
+                    count = self._qtest.take_events()
+            # What the step caused stands before its answer.
+            self.machine.qmp.execute("query-status")
+        except QmpRefused as error:
+            refusal = error.description
+        except (MachineDied, DeadlineExpired, EOFError, OSError) as error:
+            end = self._end(error)
+        except MachineError as error:
+            if isinstance(step, Move):
+                # The other QEMU did not start or could not take the machine, which is where it was.
+                refusal = str(error)
+            else:
+                end = self._end(error)
+        # Also what came between two steps: RCU lets go of things when it likes.
+        records = self.machine.timeline.since(self._seen)
+        self._seen = records[-1].seq + 1 if records else self._seen
+        attached = sorted({found for record in records if (found := drc.traced(record, drc.ATTACH)) is not None})
+        if isinstance(step, Move):
+            # Another QEMU's, of what the model has.
+            attached = []
+        events = tuple(event for record in records if (event := _about_unplug(record)))
+        return Seen(
+            refusal=refusal, status=status, count=count, attached=tuple(attached), events=events, end=end, options=options
+        )
+
+    def _execute(self, monitor: Qmp, command: Command) -> None:
+        driver = command.arguments.get("driver")
+        own = {"driver": self._cores[driver]} if driver in self._cores else {}
+        monitor.execute(command.name, {**command.arguments, **own})
+
+    @contextmanager
+    def _another_monitor(self) -> Iterator[Qmp]:
+        """Yield a monitor of its own, with a timeline of its own: what the machine's hears stands in the machine's."""
+        from pytest_spapr.qemu.qmp import Qmp
+
+        budgets = self._harness.budgets
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(budgets.qmp)
+            connection.connect(str(self._monitor))
+            ours = connection.dup()
+        monitor = Qmp.connect(ours, self._harness.loop, Timeline(), Deadline(budgets.launch), seconds=budgets.qmp)
+        try:
+            yield monitor
+        finally:
+            monitor.close()
+
+    def _devices(self) -> tuple[str, ...]:
+        """Return what another QEMU must be told of devices to be this machine."""
+        records = self.machine.timeline.since(0, Lane.QMP, Lane.EVENT)
+        return tuple(word for one in settled(self.machine.qmp, plugged(records)) for word in one.options())
+
+    def settle(self) -> Seen:
+        seen = self.do(DRAIN, None)
+        return Seen(events=seen.events, end=seen.end)
+
+    def states(self) -> Mapping[int, State]:
+        with self._lives():
+            state = device_state(self.machine.qmp)
+        assert state is not None, "nothing migrates here"
+        return drc.connector_states(state)
+
+    def inventory(self) -> frozenset[str]:
+        with self._lives():
+            children = self.machine.qmp.execute("qom-list", {"path": "/machine/peripheral"})
+        return frozenset(child["name"] for child in children if child["type"].startswith("child<"))
+
+    def driven(self) -> Driven:
+        return connectors.driven(self.machine)
+
+    def write(self, jsonl: Path, text: Path) -> None:
+        self.machine.timeline.write(jsonl, text)
+
+    def close(self) -> None:
+        self._resources.close()
+
+    @contextmanager
+    def _lives(self) -> Iterator[None]:
+        try:
+            yield
+        except (MachineDied, DeadlineExpired) as error:
+            raise WorldEnded(self._end(error)) from error
+
+    def _end(self, error: Exception) -> str:
+        """Return how QEMU ended, in words that tell one defect from another."""
+        if not isinstance(error, (MachineDied, DeadlineExpired)):
+            # The connection broke before the process's end was seen.
+            try:
+                self.machine.qmp.execute("query-status")
+            except (MachineDied, DeadlineExpired) as ended:
+                error = ended
+        if not isinstance(error, MachineDied):
+            return f"QEMU does not answer: {error}"
+        said = next((line for line in error.stderr if "ssert" in line or "corrupt" in line or "ERROR" in line), "")
+        return f"QEMU {exit_in_words(error.exit_status or 0)}" + (f": {said}" if said else "")
+
+
+class FirmwareScene:
+    """A fresh machine with its history, or two of them with one. :param names: of two builds."""
+
+    def __init__(self, world: World, other: World | None = None, names: tuple[str, str] = ("", "")) -> None:
+        self.play = History(world) if other is None else Twins(world, other, names)
+        self._worlds = [world] if other is None else [world, other]
+
+    def driven(self) -> Driven:
+        return self._worlds[0].driven()
+
+    def write(self, jsonl: Path, text: Path) -> None:
+        self._worlds[0].write(jsonl, text)
+
+    def close(self) -> None:
+        for world in self._worlds:
+            world.close()
+
+
+class FirmwareGround:
+    """Fresh machines of one build, or of two that are to do the same.
+
+    :param other: the other one. :param forgotten: ids of known defects that are to count as news.
+    """
+
+    def __init__(
+        self, harness: Harness, accelerator: str, forgotten: Collection[str] = (), *, other: Harness | None = None
+    ) -> None:
+        self._harness = harness
+        self._other = other
+        self._accelerator = accelerator
+        self._forgotten = frozenset(forgotten)
+
+    def scene(self) -> FirmwareScene:
+        world = FirmwareWorld(self._harness, self._accelerator)
+        if self._other is None:
+            return FirmwareScene(world)
+        names = self._harness.build.name, self._other.build.name
+        return FirmwareScene(world, FirmwareWorld(self._other, self._accelerator, core_type=world.facts.core_type), names)
+
+    def rules(self, source: Source) -> type[RuleBasedStateMachine]:
+        # Here, so that whoever only reads what was found needs no hypothesis.
+        from pytest_spapr.explore.rules import rules_for
+
+        return rules_for(source)
+
+    def known(self, violation: Violation) -> tuple[str, Avoid] | None:
+        for harness in filter(None, (self._harness, self._other)):
+            if (found := known_defect(violation, harness.build, self._accelerator, self._forgotten)) is not None:
+                return found
+        # Nothing is left out for what two builds do alike: there may be a difference behind it.
+        return None if violation.defect is None else (violation.defect, Avoid.NOTHING)
+
+
+def firmware_subject(build: QemuBuild, accelerator: str) -> Subject:
+    """Return what is explored, for whoever is told of what was found."""
+    machine = (*machine_arguments(build, accelerator, SHAPE), "-nodefaults", "-display", "none", "-S")
+    return Subject(
+        qemu=build.version_text,
+        command=build.command,
+        machine=machine,
+        shape=SHAPE,
+        accelerator=accelerator,
+        version=build.version,
+    )
+
+
+def machine_arguments(build: QemuBuild, accelerator: str, shape: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return what says of a machine what it can come to have, for QEMU's command line. :param shape: fields of its ``MachineSpec``."""
+    spec = MachineSpec(accelerator=accelerator, **shape)
+    return (
+        *("-machine", spec.machine, "-accel", "tcg,thread=multi" if accelerator == "tcg" else accelerator),
+        *("-cpu", cpu_model(build, spec), "-smp", f"{spec.vcpus},maxcpus={spec.max_cpus}"),
+        *("-m", f"{spec.memory}M,slots={spec.slots},maxmem={spec.max_memory}M"),
+    )
+
+
+def _about_unplug(record: Record) -> tuple[str, str] | None:
+    """Return an event about an unplug, with its device; those without an id are of parts of devices."""
+    if record.lane is not Lane.EVENT or record.data is None or record.event is None:
+        return None
+    if record.event != DELETED and "UNPLUG" not in record.event:
+        return None
+    device = record.data.get("data", {}).get("device")
+    return (record.event, str(device)) if device is not None else None

@@ -1,0 +1,98 @@
+"""Which known defect a violation is, and what histories leave out where it has been met: so that the search goes on behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from enum import Enum, auto
+from typing import Any, Final
+
+from pytest_spapr.explore.history import Violation
+from pytest_spapr.explore.model import BRIDGE, PCI_BUS, PHB
+from pytest_spapr.explore.steps import Aside, Command
+from pytest_spapr.hotplug.defects import first_that_applies
+from pytest_spapr.qemu.build import QemuBuild
+
+
+class Avoid(Enum):
+    """What histories can leave out."""
+
+    NOTHING = auto()
+    CORE_REMOVAL = auto()
+    TAKEN_FUNCTION = auto()
+    SLOT_31 = auto()
+    BRIDGE_BELOW_PHB = auto()
+    PART_OF_A_DIMM = auto()
+    REFUSAL_AFTER_MOVE = auto()
+    PHB_AGAIN = auto()
+
+
+#: For each known defect what its violations look like, and what to leave out then; the first that fits counts.
+_Looks = Callable[[Violation], bool]
+
+
+def _died_with_a_core_gone(violation: Violation) -> bool:
+    commands = [step for one in violation.steps if isinstance(step := one.command if isinstance(one, Aside) else one, Command)]
+    cores = {one.arguments["id"] for one in commands if str(one.arguments.get("driver", "")).endswith("-spapr-cpu-core")}
+    asked = {str(one.arguments["id"]).rpartition("/")[2] for one in commands if one.name == "device_del"}
+    return violation.ended and "QEMU was killed by" in violation.text and not cores.isdisjoint(asked)
+
+
+def _died_of_a_second_function(violation: Violation) -> bool:
+    return violation.ended and _adds_card(violation) and "addr" in _last(violation)
+
+
+def _misses_slot_31(violation: Violation) -> bool:
+    return not violation.ended and _adds_card(violation) and "addr" not in _last(violation) and "slot 31" in violation.text
+
+
+def _died_of_a_bridge_below_a_phb(violation: Violation) -> bool:
+    bridges = [step for step in violation.steps if isinstance(step, Command) and step.arguments.get("driver") == BRIDGE]
+    below = any(step.arguments.get("bus") != PCI_BUS for step in bridges)
+    return violation.ended and below and violation.steps[-1] == Command("system_reset")
+
+
+def _died_of_a_part_of_a_dimm(violation: Violation) -> bool:
+    return violation.ended and "spapr_drc_unplug_request: assertion failed: (drc->dev)" in violation.text
+
+
+def _died_of_a_refusal_after_a_move(violation: Violation) -> bool:
+    return violation.ended and "spapr_memory_unplug_rollback: assertion failed: (ds)" in violation.text
+
+
+def _died_of_a_phb_that_came_again(violation: Violation) -> bool:
+    return violation.ended and _last(violation).get("driver") == PHB and "subregion->container == mr" in violation.text
+
+
+def _last(violation: Violation) -> Mapping[str, Any]:
+    step = violation.steps[-1]
+    return step.arguments if isinstance(step, Command) else {}
+
+
+def _adds_card(violation: Violation) -> bool:
+    step = violation.steps[-1] if violation.steps else None
+    return isinstance(step, Command) and step.name == "device_add" and "bus" in step.arguments
+
+
+_KNOWN: Final[tuple[tuple[str, _Looks, Avoid], ...]] = (
+    ("pci-function-taken", _died_of_a_second_function, Avoid.TAKEN_FUNCTION),
+    ("pci-slot-31", _misses_slot_31, Avoid.SLOT_31),
+    ("dimm-part-refused", _died_of_a_part_of_a_dimm, Avoid.PART_OF_A_DIMM),
+    ("dimm-refused-after-migration", _died_of_a_refusal_after_a_move, Avoid.REFUSAL_AFTER_MOVE),
+    ("phb-again-too-soon", _died_of_a_phb_that_came_again, Avoid.PHB_AGAIN),
+    ("phb-bridge-reset", _died_of_a_bridge_below_a_phb, Avoid.BRIDGE_BELOW_PHB),
+    ("tcg-core-removal", _died_with_a_core_gone, Avoid.CORE_REMOVAL),
+    ("tcg-core-removal-heap", _died_with_a_core_gone, Avoid.CORE_REMOVAL),
+)
+
+
+def known_defect(
+    violation: Violation, build: QemuBuild, accelerator: str, forgotten: Collection[str] = ()
+) -> tuple[str, Avoid] | None:
+    """Return the id of the known defect that a violation is, and what to leave out from now on; None if it is news.
+
+    :param forgotten: ids of known defects that are to be news, too.
+    """
+    for name, looks, avoid in _KNOWN:
+        if name not in forgotten and looks(violation) and first_that_applies((name,), build, accelerator, None):
+            return name, avoid
+    return None

@@ -1,0 +1,282 @@
+"""A violation as people and programs can have it again: a script of plain QMP and RTAS calls, and a test for pytest."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+from pytest_spapr.explore.history import Done, Violation
+from pytest_spapr.explore.model import DELETED
+from pytest_spapr.explore.steps import Act, Aside, Call, Command, Move, OddCall, TakeEvents
+from pytest_spapr.hotplug.drc_model import Transition
+from pytest_spapr.hotplug.rtas import CELLS
+
+_WIDTH: Final = 120
+_SCRIPT: Final = '''\
+#!/usr/bin/env python3
+"""{story}
+
+Usage: {name} [QEMU [ARGUMENT...]]
+where QEMU is a qemu-system-ppc64. It needs qemu.qmp (`pip install qemu.qmp`). No guest runs: its RTAS calls are made through QEMU's
+qtest server.
+"""
+
+import asyncio
+import contextlib
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from qemu.qmp import ExecuteError, QMPClient
+
+QEMU = sys.argv[1:] or {command!r}
+MACHINE = {machine!r}
+
+
+class Machine:
+    """A QEMU at -S, with its monitor and the qtest server that its guest's calls are made through."""
+
+    count = 0
+
+    def __init__(self, directory):
+        self.directory = directory
+
+    async def start(self, *options):
+        Machine.count += 1
+        qmp, qtest, self.other = (str(Path(self.directory, f"{{name}}{{Machine.count}}")) for name in ("qmp", "qtest", "other"))
+        self.qmp = QMPClient("history")
+        await self.qmp.start_server(qmp)
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(qtest)
+            server.listen()
+            channels = ["-qmp", f"unix:{{qmp}}", "-qtest", f"unix:{{qtest}}", "-qtest-log", "none"]
+            channels += ["-qmp", f"unix:{{self.other}},server=on,wait=off"]
+            self.process = subprocess.Popen([*QEMU, *MACHINE, *channels, *options])
+            await self.qmp.accept()
+            self.stream = server.accept()[0].makefile("rwb", buffering=0)
+
+    async def end(self):
+        with contextlib.suppress(Exception):
+            await self.qmp.disconnect()
+        self.process.terminate()
+        return self.process.wait()
+
+    async def execute(self, name, arguments=None, qmp=None):
+        try:
+            answer = await (qmp or self.qmp).execute(name, arguments)
+        except ExecuteError as error:
+            answer = f"error: {{error}}"
+        print(name, arguments or "", "->", answer)
+        await self.qmp.execute("query-status")
+        for event in self.qmp.events.clear():
+            print("   ", event["event"], event.get("data", {{}}))
+
+    async def aside(self, name, arguments):
+        """By another monitor, which goes then."""
+        qmp = QMPClient("aside")
+        await qmp.connect(self.other)
+        await self.execute(name, arguments, qmp)
+        await qmp.disconnect()
+
+    async def migrate(self, *options):
+        other, uri = Machine(self.directory), {{"uri": f"unix:{{self.other}}.move"}}
+        await other.start(*options, "-incoming", "defer")
+        await other.qmp.execute("migrate-incoming", uri)
+        await self.qmp.execute("migrate", uri)
+        status = ""
+        try:
+            while status not in ("completed", "failed"):
+                await asyncio.sleep(0.05)
+                mine, its = [(await one.qmp.execute("query-migrate")).get("status", "") for one in (self, other)]
+                status = mine if mine == "failed" else its
+        except Exception:
+            status = "failed: the other QEMU ended"
+        print("migrate ->", status)
+        await (self if status == "completed" else other).end()
+        if status == "completed":
+            self.__dict__ = other.__dict__
+
+    def command(self, line):
+        self.stream.write(f"{{line}}\\n".encode())
+        answer = self.stream.readline().decode()
+        while answer.startswith("IRQ"):
+            answer = self.stream.readline().decode()
+        return answer.split()[-1]
+
+    def write(self, address, *cells):
+        data = struct.pack(f">{{len(cells)}}I", *cells)
+        self.command(f"write {{address:#x}} {{len(data)}} 0x{{data.hex()}}")
+
+    def rtas(self, name, *arguments):
+        self.write(0x1000000, *arguments)
+        self.command(f"rtas {{name}} {{len(arguments)}} 0x1000000 1 0x1001000")
+        status = int(self.command("read 0x1001000 4"), 16)
+        return status - (1 << 32) if status >> 31 else status
+
+    def set_indicator(self, indicator, index, value):
+        print(f"set-indicator {{indicator}} {{index:#x}} {{value}} ->", self.rtas("set-indicator", indicator, index, value))
+
+    def configure_connector(self, index):
+        self.write(0x1002000, index, 0)
+        while (status := self.rtas("ibm,configure-connector", 0x1002000, 0)) > 0:
+            pass
+        print(f"ibm,configure-connector {{index:#x}} ->", status)
+
+    def take_events(self):
+        count = 0
+        while self.rtas("check-exception", 0x500, 0, 0xFFFFFFFF, 0, 0x1002000, 1024) != 1:
+            count += 1
+        print("check-exception ->", count, "events")
+
+
+async def history(machine):
+{steps}
+    # One that fails has QEMU run what waits for RCU.
+    await machine.execute("device_add", {{"driver": "no-such-device"}})
+
+
+async def main():
+    with tempfile.TemporaryDirectory() as directory:
+        machine = Machine(directory)
+        await machine.start()
+        try:
+            await history(machine)
+            print("QEMU lives")
+        except Exception as error:
+            print(f"{{type(error).__name__}}: {{error}}")
+        print("QEMU ended with status", await machine.end())
+
+
+asyncio.run(main())
+'''
+_TEST: Final = '''\
+"""{story}"""
+
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from pytest_spapr import Lane, LaunchMachine, PlayedGuest, QmpRefused, Qtest
+from pytest_spapr.hotplug.drc import connector_states
+from pytest_spapr.hotplug.drc_model import State, Transition
+from pytest_spapr.hotplug.rtas import Status
+from pytest_spapr.qemu.vmstate import device_state
+
+
+def test_{name}(launch_machine: LaunchMachine) -> None:
+    with tempfile.TemporaryDirectory(prefix="spapr-") as directory:
+        path = Path(directory, "qtest")
+        machine = launch_machine(image=None, boot=False, qemu_args=Qtest.arguments(path), {shape})
+        with Qtest.at(path) as qtest:
+            guest = PlayedGuest(qtest)
+            execute = machine.qmp.execute
+{steps}
+            # One that fails has QEMU run what waits for RCU.
+            with pytest.raises(QmpRefused):
+                execute("device_add", {{"driver": "no-such-device"}})
+            events = [record.data for record in machine.timeline.since(0, Lane.EVENT) if record.data is not None]
+            about = [one for one in events if one["event"] == "{deleted}" or "UNPLUG" in one["event"]]
+            told = Counter((one["event"], one["data"]["device"]) for one in about if "device" in one["data"])
+            assert told == Counter({told})
+            state = device_state(machine.qmp)
+            assert state is not None
+            assert connector_states(state) == {states}
+'''
+
+
+def script(violation: Violation, story: str, name: str, command: Sequence[str], machine: Sequence[str]) -> str:
+    """Return a program that does what broke, for whoever has Python, qemu.qmp and a QEMU; it prints what comes of each step.
+
+    :param story: what it is about. :param name: of its file. :param command: how to run the QEMU that it was seen with.
+    :param machine: that one's arguments.
+    """
+    steps = textwrap.indent("\n".join(map(_plain, violation.done)), " " * 4)
+    return _SCRIPT.format(story=_wrapped(story), name=name, command=list(command), machine=list(machine), steps=steps)
+
+
+def test(violation: Violation, story: str, name: str, shape: Mapping[str, Any]) -> str:
+    """Return a test that fails where it broke, for pytest with this plugin.
+
+    :param name: of the test, without ``test_``. :param shape: of its machine.
+    """
+    steps = textwrap.indent("\n".join(line for done in violation.done for line in _asserted(done)), " " * 12)
+    told: Counter[tuple[str, str]] = Counter()
+    for done in violation.done:
+        told.update(done.expected.told)
+        told.update((DELETED, device) for device in done.expected.deleted)
+    return _TEST.format(
+        story=_wrapped(story),
+        name=name,
+        shape=", ".join(f"{key}={value!r}" for key, value in shape.items()),
+        steps=steps,
+        deleted=DELETED,
+        told=dict(told),
+        states="{" + ", ".join(f"{index:#x}: State.{state.name}" for index, state in sorted(violation.states.items())) + "}",
+    )
+
+
+def _plain(done: Done) -> str:
+    match done.step:
+        case Command(name, arguments):
+            return f"await machine.execute({_arguments(name, arguments)})"
+        case Call(Transition.CONFIGURE):
+            return f"machine.configure_connector({done.index:#x})"
+        case Call(transition):
+            indicator, value = CELLS[transition]
+            return f"machine.set_indicator({indicator}, {done.index:#x}, {value})  # {transition}"
+        case OddCall(cells):
+            return "machine.set_indicator({}, {:#x}, {})".format(*cells)
+        case TakeEvents():
+            return "machine.take_events()"
+        case Move():
+            return f"await machine.migrate({', '.join(map(repr, done.options))})"
+        case Aside(Command(name, arguments)):
+            return f"await machine.aside({_arguments(name, arguments)})"
+        case Act():
+            raise ValueError("this is a step with a guest")
+
+
+def _asserted(done: Done) -> Iterator[str]:
+    match done.step:
+        case Command("system_reset"):
+            yield "machine.reset(wait=False)"
+        case Command(name, arguments) if done.expected.refused:
+            yield "with pytest.raises(QmpRefused):"
+            yield f"    execute({_arguments(name, arguments)})"
+        case Command(name, arguments):
+            yield f"execute({_arguments(name, arguments)})"
+        case Call(transition):
+            assert done.expected.status is not None
+            status = done.expected.status.name
+            yield f"assert guest.do(Transition.{transition.name}, {done.index:#x}) is Status.{status}"
+        case OddCall(cells):
+            yield f'assert qtest.rtas("set-indicator", {cells}) == (Status.PARAMETER_ERROR,)'
+        case Move():
+            yield "machine.migrate()"
+            yield "qtest.reconnect(path)"
+        case Aside(command):
+            yield "# By another monitor, which goes then."
+            yield from _asserted(replace(done, step=command))
+        case TakeEvents():
+            yield f"assert qtest.take_events() == {done.expected.count}"
+        case Act():
+            raise ValueError("this is a step with a guest")
+
+
+def _arguments(name: str, arguments: Mapping[str, Any]) -> str:
+    # Python's names for what JSON has.
+    given = f", {dict(arguments)!r}" if arguments else ""
+    return json.dumps(name) + given
+
+
+def _wrapped(story: str) -> str:
+    return "\n".join(textwrap.wrap(story, _WIDTH))

@@ -1,0 +1,256 @@
+"""Exploration with a guest: what is done, what is left out, what is held against the contract. The machine is a fake."""
+
+from __future__ import annotations
+
+import ast
+import json
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pytest_spapr.deadline import Deadline
+from pytest_spapr.errors import MachineDied
+from pytest_spapr.explore import findings, guest_script
+from pytest_spapr.explore.guest_script import BY_HAND
+from pytest_spapr.explore.history import Done, Violated, Violation
+from pytest_spapr.explore.model import Expected
+from pytest_spapr.explore.search import Order, play, play_round
+from pytest_spapr.explore.shrink import shrink
+from pytest_spapr.explore.steps import Act, Step
+from pytest_spapr.hotplug.attempt import Attempt
+from pytest_spapr.hotplug.outcome import Outcome
+
+from .explored_guest import FakeGuestGround, FakeGuestScene, FakeMachine, refuses_dimms_after_a_core, sound
+from .test_explore import SUBJECT
+
+CORE, DIMM = Act("plug core", {"name": "core1"}), Act("plug dimm", {"name": "dimm1", "lmbs": 1, "backend": "ram"})
+CARD, BRIDGE, PHB = (Act(f"plug {what}", {"name": f"{what}1"}) for what in ("card", "bridge", "phb"))
+DONE = Done(CORE, None, Expected(), "plug core")
+FUNCTIONS = Act("plug functions", {"name": "pci1"})
+
+
+def below(parent: str) -> Act:
+    return Act("plug card", {"name": "below1", "below": parent})
+
+
+def unplug(device: str) -> Act:
+    return Act("unplug", {"device": device})
+
+
+def fault(state: str, name: str) -> Act:
+    return Act(f"fault {state}", {"fault": name})
+
+
+def done(*steps: Step) -> list[str]:
+    """Return what was done of a history on a sound machine."""
+    scene = FakeGuestScene(sound)
+    for step in steps:
+        scene.play.do(step)
+    scene.play.finish()
+    return [str(one.step) for one in scene.play.done]
+
+
+def test_a_machine_that_keeps_its_contract_is_sound() -> None:
+    outcome = play_round(Order(seed=1, number=1, examples=20), FakeGuestGround())
+    assert outcome.finding is None
+    assert outcome.steps > 200
+
+
+def test_a_planted_bug_is_found_and_made_as_small_as_it_can_be() -> None:
+    rounds = (
+        play_round(Order(seed=1, number=number, examples=20), FakeGuestGround(refuses_dimms_after_a_core))
+        for number in range(1, 9)
+    )
+    found = next(outcome.finding for outcome in rounds if outcome.finding)
+    names = [step.name for step in found.violation.steps if isinstance(step, Act)]
+    assert sorted(names) == ["plug core", "plug dimm", "unplug", "unplug"]
+    assert "outcome: expected removed, observed refused" in found.violation.text
+
+
+@pytest.mark.parametrize(
+    ("steps", "left"),
+    [
+        ([unplug("core1")], 0),
+        ([CORE, Act("pause"), CORE], 2),
+        ([fault("on", "CPU 0 offline")], 0),
+        ([CORE, fault("on", "CPU 0 offline"), fault("on", "CPU 0 offline"), unplug("core1")], 3),
+        ([fault("on", "rtas_errd killed"), CARD, PHB, FUNCTIONS, DIMM], 2),
+        ([fault("on", "offline refused"), Act("pause"), Act("reset"), Act("migrate")], 1),
+        ([DIMM, fault("on", "offline refused"), unplug("dimm1"), unplug("dimm1")], 4),
+        ([CARD, below("card1"), BRIDGE, BRIDGE, below("bridge1")], 3),
+        # Where a core has gone no machine migrates (known defect xive-tctx-instance).
+        ([CORE, unplug("core1"), Act("migrate")], 2),
+    ],
+)
+def test_what_is_not_possible_is_left_out(steps: list[Step], left: int) -> None:
+    assert len(done(*steps)) == left
+
+
+def test_what_was_pending_is_followed_when_its_cause_is_gone() -> None:
+    scene = FakeGuestScene(sound)
+    for step in (CORE, DIMM, Act("pause"), unplug("core1"), unplug("dimm1")):
+        scene.play.do(step)
+    assert scene.play.pending() == ["core1", "dimm1"]
+    scene.play.do(Act("resume"))
+    assert not scene.play.devices
+    assert scene.play.done[-1].code[1:] == (
+        "assert core1.follow(core1_unplug) == contract.expect(core1.kind, 'after: resume')",
+        "assert dimm1.follow(dimm1_unplug) == contract.expect(dimm1.kind, 'after: resume')",
+    )
+
+
+def test_a_paused_guest_is_not_asked_for_what_the_row_of_a_rejection_has() -> None:
+    scene = FakeGuestScene(sound)
+    for step in (BRIDGE, unplug("bridge1"), Act("pause"), unplug("bridge1")):
+        scene.play.do(step)
+    assert [one.code[1:] for one in scene.play.done[1::2]] == [
+        ("assert bridge1_unplug == contract.expect(bridge1.kind, 'rejection: bridge')",),
+        (),
+    ]
+
+
+@pytest.mark.parametrize(("lmbs", "lines"), [(1, 2), (2, 1)])
+def test_of_what_the_guest_booted_with_only_a_dimm_of_one_lmb_has_a_row(lmbs: int, lines: int) -> None:
+    scene = FakeGuestScene(sound)
+    for step in (Act("plug dimm", {"name": "dimm1", "lmbs": lmbs, "backend": "ram"}), Act("reset"), unplug("dimm1")):
+        scene.play.do(step)
+    assert len(scene.play.done[-1].code) == lines
+
+
+def test_function_0_and_a_phb_take_along_what_hangs_on_them() -> None:
+    scene = FakeGuestScene(sound)
+    for step in (FUNCTIONS, PHB, below("phb1"), unplug("pci1"), unplug("phb1")):
+        scene.play.do(step)
+    assert not scene.play.devices
+
+
+@pytest.mark.parametrize("text", ["WARNING: CPU: 0 PID: 1 at mm/page.c:1", "Oops: Kernel access of bad area", "BUG: scheduling"])
+def test_what_a_sound_kernel_does_not_say_is_a_violation(text: str) -> None:
+    scene = FakeGuestScene(sound)
+    scene.machine.says("WARNING: nvram corruption detected: 0-length partition")
+    scene.play.do(CORE)
+    scene.machine.says(text)
+    with pytest.raises(Violated, match="the guest's kernel says"):
+        scene.play.do(DIMM)
+
+
+def test_a_guest_without_what_it_should_have_is_a_violation_at_the_end() -> None:
+    scene = FakeGuestScene(sound)
+    scene.play.do(CORE)
+    scene.machine.guest.memory.blocks = lambda: range(3)
+    with pytest.raises(Violated, match="at rest, the guest's blocks: expected 4, found 3"):
+        scene.play.finish()
+
+
+def test_a_death_is_a_violation_with_what_qemu_said() -> None:
+    def dies(machine: FakeMachine, attempt: Attempt) -> Attempt:
+        raise MachineDied("QEMU (pid 7) was killed by SIGABRT", -6, ("hw/ppc: Assertion `x' failed",))
+
+    found = play([CORE, unplug("core1")], FakeGuestGround(dies))
+    assert found is not None
+    assert found.ended
+    assert found.text == "QEMU (pid 7) was killed by SIGABRT hw/ppc: Assertion `x' failed"
+    assert found.signature == "unplug core: QEMU (pid N) was killed by SIGABRT hw/ppc: Assertion `x' failed"
+
+
+def test_what_was_found_is_written_as_python(tmp_path: Path) -> None:
+    def refuses(machine: FakeMachine, attempt: Attempt) -> Attempt:
+        return replace(attempt, outcome=Outcome.REVERTED)
+
+    steps = [CORE, FUNCTIONS, fault("on", "CPU 0 offline"), Act("device_del of nobody"), unplug("core1")]
+    violation = play(steps, FakeGuestGround(refuses))
+    assert violation is not None
+    found = shrink(violation, lambda _: None, Deadline(0))
+    text = findings.write(
+        tmp_path / "violation-1", found, replace(SUBJECT, guest="debian-12 with Linux 6.1.0"), "Found with seed 1."
+    )
+    assert "debian-12 with Linux 6.1.0: after 5 steps" in text
+    for name in ("violation_1.py", "test_violation_1.py"):
+        ast.parse((tmp_path / "violation-1" / name).read_text(encoding="utf-8"))
+    test = (tmp_path / "violation-1/test_violation_1.py").read_text(encoding="utf-8")
+    assert "    core1 = machine.cores.plug()\n    pci1, pci1_1 = machine.pci.plug_functions('virtio-rng-pci')\n" in test
+    assert "    assert core1_unplug == contract.expect(core1.kind, 'refusal: last online CPU')\n" in test
+    plain = (tmp_path / "violation-1/violation_1.py").read_text(encoding="utf-8")
+    assert "'echo 0 > /sys/devices/system/cpu/cpu0/online'," in plain
+
+
+class FakeMonitor:
+    """A QMP server: accepts all commands but one that it does not know, and ends at one. :ivar heard: their names."""
+
+    def __init__(self, path: Path, ends_at: str = "") -> None:
+        self.heard: list[str] = []
+        self._ends_at = ends_at
+        self._server = socket.socket(socket.AF_UNIX)
+        self._server.bind(str(path))
+        self._server.listen()
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._server.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self._server.close()
+
+    def _serve(self) -> None:
+        with suppress(OSError):
+            while True:
+                connection = self._server.accept()[0]
+                with connection:
+                    self._speak(connection)
+
+    def _speak(self, connection: socket.socket) -> None:
+        connection.sendall(
+            b'{"QMP": {"version": {"qemu": {"major": 11, "minor": 1, "micro": 3}, "package": ""}, "capabilities": []}}\n'
+        )
+        # The client sends no ends of lines, and waits for each answer.
+        while said := connection.recv(1 << 16):
+            asked = json.loads(said)
+            self.heard.append(asked["execute"])
+            if asked["execute"] == self._ends_at:
+                return
+            answer = {"error": {"class": "GenericError", "desc": "no"}} if asked["execute"] == "unknown" else {"return": {}}
+            named = {name: asked[name] for name in asked if name == "id"}
+            connection.sendall(json.dumps(answer | named).encode() + b"\n")
+
+
+@pytest.mark.parametrize(
+    ("ends_at", "status", "says"), [("", 0, "QEMU lives: {}"), ("device_del", 1, "QEMU ended, most likely: ")]
+)
+def test_the_program_of_what_was_found_sends_it_again_and_tells_qemus_end(
+    tmp_path: Path, ends_at: str, status: int, says: str
+) -> None:
+    sent = ({"execute": "stop"}, "exit 3", {BY_HAND: "migrate it"}, {"execute": "unknown"}, {"execute": "device_del"})
+    history = Violation((replace(DONE, sent=sent),), "", "")
+    program = tmp_path / "history.py"
+    text = guest_script.script(history, "It was so.", program.name, ("-m", "1024M"))
+    assert "started with -m 1024M" in text
+    program.write_text(text.replace("SECONDS = 8", "SECONDS = 0.01"))
+    with tempfile.TemporaryDirectory(prefix="spapr-") as directory:
+        monitor = FakeMonitor(Path(directory, "qmp"), ends_at)
+        try:
+            words = [sys.executable, str(program), f"{directory}/qmp", "sh", "-c"]
+            done = subprocess.run(words, input="\n", capture_output=True, text=True, check=False, timeout=20)
+        finally:
+            monitor.close()
+    assert (done.returncode, done.stderr) == (status, "")
+    assert "in the guest: exit 3 -> status 3" in done.stdout
+    assert "migrate it   [Enter] " in done.stdout
+    assert "{'execute': 'unknown'} -> error: no" in done.stdout
+    assert done.stdout.splitlines()[-1].startswith(says)
+    # A new connection after what was done by hand.
+    assert monitor.heard[:5] == ["qmp_capabilities", "stop", "qmp_capabilities", "unknown", "device_del"]
+
+
+def test_a_move_is_left_to_a_person_by_the_program() -> None:
+    scene = FakeGuestScene(sound)
+    scene.play.do(Act("migrate"))
+    [moved] = scene.play.done
+    assert [list(step) for step in moved.sent if isinstance(step, Mapping)] == [[BY_HAND]]
