@@ -357,8 +357,9 @@ class Machine:
             # The last one first, and before anything is asked: where its removal was pending it begins now, and a CPU without timers
             # does not come to the end of it [Linux 6.1: hard LOCKUP in snooze_loop].
             supposed = range(len(self.qmp.execute("query-cpus-fast")))
-            self._guest.renew(reversed(supposed))
-            self._guest.renew(self._guest.cpus.online().difference(supposed))
+            renewed = self._guest.renew(reversed(supposed))
+            # One that came up only then may have been on its way up in the move.
+            self._guest.renew(self._guest.cpus.online().difference(renewed))
         self._timers_stand = False
 
     def _meet_guest(self, image: GuestImage) -> Guest:

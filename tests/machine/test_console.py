@@ -167,6 +167,9 @@ class TestRenewal:
         # rtas_errd has words of its own while it starts.
         assert [text for text in texts(machine, Lane.SERVICE, since) if text.startswith("renew")] == ["renew: done"] * 3
 
+    def test_a_cpu_that_is_not_online_has_no_timers_to_go_on(self, guest: Guest) -> None:
+        assert guest.renew((3, 0)) == {0}
+
     def test_a_time_that_the_kernel_does_not_take_is_told(self, guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(time, "time_ns", lambda: -1_000_000_000)
         with pytest.raises(GuestError, match="refused"):

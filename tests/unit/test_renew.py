@@ -38,7 +38,7 @@ def test_its_branches_stay_inside() -> None:
     code, end = program[120:], program.index(b"renew: done\n")
     words = struct.unpack(f"<{(end - 120) // 4}I", code[: end - 120])
     targets = [place + ((word & 0xFFFC ^ 0x8000) - 0x8000) // 4 for place, word in enumerate(words) if word >> 26 == 16]
-    assert len(targets) == 12
+    assert len(targets) == 14
     assert all(0 <= target < len(words) for target in targets)
 
 
@@ -74,6 +74,12 @@ def test_each_cpu_is_told_and_has_answered_before_the_next() -> None:
 
     guest(timeline, send).renew((0, 1, 4))
     assert masks == [1, 2, 16]
+
+
+def test_a_cpu_that_is_not_online_is_told() -> None:
+    timeline = Timeline()
+    answers = iter(("renew: absent", "renew: done"))
+    assert guest(timeline, lambda _: timeline.record(Lane.SERVICE, next(answers))).renew((1, 0)) == {0}
 
 
 def test_a_kernel_that_refuses_is_an_error() -> None:
