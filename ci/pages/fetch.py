@@ -81,7 +81,9 @@ def _require_start(program: Path) -> None:
     """Raise BuildError where it does not start, as it does where a library is missing."""
     done = subprocess.run([program, "--version"], check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
-        raise BuildError(f"the Chromium of Debian's packages does not start: {done.stdout.strip()}. Set {VARIABLE} to one that does")
+        raise BuildError(
+            f"the Chromium of Debian's packages does not start: {done.stdout.strip()}. Set {VARIABLE} to one that does"
+        )
 
 
 def _suite() -> str:
