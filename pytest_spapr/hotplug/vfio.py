@@ -271,7 +271,9 @@ class Vfio:
 
     def _add(self, pci: Pci, slot: int, function: int, model: Callable[[], Model], *, several: bool) -> VfioFunction:
         shared = any(one["share"] for one in self._machine.qmp.execute("query-memdev"))
-        peer = Peer(f"{slot:02x}.{function}", model(), self._machine.timeline, descriptors=shared)
+        made = model()
+        made.take_pin(function)
+        peer = Peer(f"{slot:02x}.{function}", made, self._machine.timeline, descriptors=shared)
         self._peers.append(peer)
         return self._connect(pci, slot, function, peer, several=several)
 

@@ -13,6 +13,7 @@ _CONFIG_BYTES: Final = 256
 # Command, cache line size and latency timer, interrupt line. The rest QEMU keeps for itself, or a device has for good.
 _WRITABLE: Final = frozenset((0x04, 0x05, 0x0C, 0x0D, 0x3C))
 _STATUS: Final = 0x06
+_PIN: Final = 0x3D
 _CAPABILITIES: Final = 0x10
 _IO: Final = 0x1
 _MSIX: Final = 0x11
@@ -67,11 +68,20 @@ class Model(ABC):
             config[0x34] = _MSIX_AT
             struct.pack_into("<BBHII", config, _MSIX_AT, _MSIX, 0, vectors - 1, entries | bar, pending | bar)
         else:
-            config[0x3D] = 1  # INTA
+            config[_PIN] = 1  # INTA
         self.config = config
         self.regions: dict[int, int] = {CONFIG: _CONFIG_BYTES, **{bar: size for bar, (size, _) in bars.items()}}
         self.irqs = {Irq.INTX: int(not vectors), Irq.MSIX: vectors, Irq.ERROR: 1}
         self.port: Port
+
+    def take_pin(self, function: int) -> None:
+        """Have the INTx pin of this function of a slot, if there is INTx: each of the first four has its own.
+
+        QEMU may raise a line only when the guest has closed the device, and lowers it at the guest's next access to it
+        [vfio_intx_interrupt, vfio_intx_eoi]. Until then whoever shares the line is interrupted without end.
+        """
+        if self.irqs[Irq.INTX]:
+            self.config[_PIN] = 1 + function % 4
 
     def config_read(self, offset: int, count: int) -> bytes:
         return bytes(self.config[offset : offset + count])

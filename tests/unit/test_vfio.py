@@ -35,6 +35,16 @@ from pytest_spapr.vfio.serial import Serial
 _SECONDS = 5.0
 
 
+@pytest.mark.parametrize(("model", "pins"), [(Serial, [1, 2, 3, 4, 1]), (Nvme, [0, 0, 0, 0, 0])])
+def test_each_function_of_a_slot_has_an_intx_pin_of_its_own_if_it_has_intx(model: Callable[[], Model], pins: list[int]) -> None:
+    found = []
+    for function in range(5):
+        made = model()
+        made.take_pin(function)
+        found.append(made.config_read(0x3D, 1)[0])
+    assert found == pins
+
+
 class Client:
     """The other end of a connection."""
 
