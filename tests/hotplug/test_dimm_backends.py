@@ -144,7 +144,8 @@ def test_memory_is_touched_beforehand_by_as_many_threads_as_one_likes(bare: Pser
     for threads in (1, 4):
         before = resident()
         bare.dimms.plug(256, backend=Backend(prealloc=True, prealloc_threads=threads))
-        assert resident() - before >= 256
+        # QEMU may have let go of a little of its own meanwhile.
+        assert resident() - before > 250
 
 
 def test_huge_pages_are_reserved_unless_one_says_no(bare: PseriesMachine) -> None:
