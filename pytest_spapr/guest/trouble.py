@@ -23,8 +23,9 @@ _TASK: Final = re.compile(r"CPU: \d+ .*Comm: (?P<task>.+?) (?:Not tainted|Tainte
 _QUEUE: Final = re.compile(r"Workqueue: (?P<queue>.+) \S+$")
 _PLACE: Final = re.compile(r"NIP \[[0-9a-f]+\] (?P<place>\S+)")
 _ENDS: Final = "---[ end trace "
-# What does a guest's part of the hotplug of all but PCI devices and PHBs [arch/powerpc/platforms/pseries/dlpar.c].
-_HOTPLUG_QUEUE: Final = "pseries hotplug workque"
+# What does a guest's part of the hotplug of all but PCI devices and PHBs [arch/powerpc/platforms/pseries/dlpar.c]; "workque" in 6.1,
+# "workqueue" in 6.12.
+_HOTPLUG_QUEUE: Final = re.compile(r"pseries hotplug workque(ue)?")
 
 
 @dataclass(slots=True)
@@ -43,7 +44,7 @@ class Trouble:
     @property
     def ends_hotplug(self) -> bool:
         """Whether nothing becomes of a hotplug event any more: who worked on it is dead, and its queue is an ordered one."""
-        return self.oops and self.queue == _HOTPLUG_QUEUE
+        return self.oops and self.queue is not None and _HOTPLUG_QUEUE.fullmatch(self.queue) is not None
 
     def __str__(self) -> str:
         task = f", task {self.task}" if self.task else ""

@@ -32,10 +32,17 @@ def told(text: str) -> list[str]:
     return [str(trouble) for trouble in troubles(said(text))]
 
 
-def test_an_oops_says_where_and_to_whom_it_came() -> None:
-    [trouble] = troubles(said(_WORKER))
-    assert str(trouble) == _TOLD
+@pytest.mark.parametrize("queue", ["pseries hotplug workque", "pseries hotplug workqueue"])
+def test_an_oops_says_where_and_to_whom_it_came(queue: str) -> None:
+    [trouble] = troubles(said(_WORKER.replace("pseries hotplug workque", queue)))
+    assert str(trouble) == _TOLD.replace("pseries hotplug workque", queue)
     assert trouble.ends_hotplug
+
+
+def test_an_oops_of_other_work_ends_no_hotplug() -> None:
+    [trouble] = troubles(said(_WORKER.replace("pseries hotplug workque", "events")))
+    assert trouble.oops
+    assert not trouble.ends_hotplug
 
 
 def test_what_led_to_an_oops_is_one_trouble_with_it() -> None:
