@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,14 +103,17 @@ def note_kept(directory: Path, texts: Sequence[str]) -> None:
     (directory / _KEPT).write_text("\n\n".join(texts), encoding="utf-8")
 
 
-def left_since(root: Path, moment: float) -> Iterator[tuple[str, list[str]]]:
-    """Yield the tests' directories below ``root`` that are newer than ``moment``, and how to reach machines that live on.
+def present(root: Path) -> frozenset[tuple[str, int]]:
+    """Return what is below ``root`` now, to tell later what came since: by no clock, which may be set meanwhile."""
+    return frozenset((entry.name, entry.stat().st_mtime_ns) for entry in root.iterdir()) if root.is_dir() else frozenset()
 
-    :param moment: seconds, as ``time.time``.
+
+def left_since(root: Path, before: Set[tuple[str, int]]) -> Iterator[tuple[str, list[str]]]:
+    """Yield the tests' directories below ``root`` that were not :func:`present`, or not as they are, and how to reach machines that
+    live on.
     """
     for directory in sorted(root.iterdir()) if root.is_dir() else ():
-        # File systems keep time less exactly than the clock does.
-        if directory.is_dir() and directory.stat().st_mtime >= moment - 1:
+        if directory.is_dir() and (directory.name, directory.stat().st_mtime_ns) not in before:
             kept = directory / _KEPT
             yield str(directory), kept.read_text(encoding="utf-8").split("\n\n") if kept.exists() else []
 
