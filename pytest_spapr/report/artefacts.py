@@ -84,7 +84,7 @@ def save(directory: Path, launches: Sequence[Launch]) -> None:
     """
     for number, launch in enumerate(launches, start=1):
         target = place(directory, number)
-        target.mkdir(parents=True, exist_ok=True)
+        make(target)
         (target / "argv.txt").write_text(_argv(launch) + "\n", encoding="utf-8")
         (target / "dmesg.txt").write_text(_dmesg(launch) + "\n", encoding="utf-8")
         for name, lanes in (
@@ -99,8 +99,15 @@ def save(directory: Path, launches: Sequence[Launch]) -> None:
 
 def note_kept(directory: Path, texts: Sequence[str]) -> None:
     """Write how to reach the test's machines that live on."""
-    directory.mkdir(parents=True, exist_ok=True)
+    make(directory)
     (directory / _KEPT).write_text("\n\n".join(texts), encoding="utf-8")
+
+
+def make(directory: Path) -> None:
+    """Make a directory for artefacts; it, and what had to be made above it, is its user's alone: it has all that a guest said."""
+    missing = [path for path in (directory, *directory.parents) if not path.exists()]
+    for path in reversed(missing):
+        path.mkdir(mode=0o700, exist_ok=True)
 
 
 def present(root: Path) -> frozenset[tuple[str, int]]:
