@@ -13,7 +13,8 @@ from typing import Final
 
 from pytest_spapr.timeline import Lane, Record
 
-_STAMP: Final = re.compile(r"^\[ *\d+\.\d+\](?:\[[^]]*\])? ")
+#: What stands before a line of the kernel's on its console.
+STAMP: Final = re.compile(r"^\[ *\d+\.\d+\](?:\[[^]]*\])? ")
 _BEGINS: Final = re.compile(
     r"Kernel panic - not syncing: |Oops: |kernel BUG at |BUG: |Unable to handle kernel |watchdog: .*(?:stuck for|LOCKUP)"
     r"|(?:rcu: )?INFO: .*(?:detected.* stall|blocked for more than)"
@@ -63,7 +64,7 @@ def ends_trace(record: Record) -> bool:
 
 def _console(records: Iterable[Record]) -> Iterable[str]:
     # Anybody may write to a console; what the kernel writes has its time.
-    return (_STAMP.sub("", record.text) for record in records if record.lane is Lane.CONSOLE and _STAMP.match(record.text))
+    return (STAMP.sub("", record.text) for record in records if record.lane is Lane.CONSOLE and STAMP.match(record.text))
 
 
 def _read(lines: Iterable[str]) -> list[Trouble]:
