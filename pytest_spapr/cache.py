@@ -60,6 +60,19 @@ class Cache:
                 raise ValueError(f"{name!r} cannot name a cache entry")
         return self.root / kind / key
 
+    def has(self, kind: str, key: str, name: str) -> bool:
+        """Return whether there is an entry with a file of this name.
+
+        :raises CacheError: it is another user's, who lets nobody look.
+        """
+        try:
+            (self.entry(kind, key) / name).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError as error:
+            raise CacheError(f"cannot read the cache: {error.filename}: {error.strerror}. {_RELOCATE} of your own.") from error
+        return True
+
     def directory(self, kind: str, key: str) -> Path:
         """Return a directory of the cache that is changed in place, making it; for state that needs no wholeness of its own."""
         path = self.entry(kind, key)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
 from pytest_spapr.deadline import Budgets, Deadline
 from pytest_spapr.errors import BuildError, DeadlineExpired, LaunchFailed, MachineDied
 from pytest_spapr.guest.console import ConsoleShell
 from pytest_spapr.guest.streams import listeners
+from pytest_spapr.guest.trouble import STAMP
 from pytest_spapr.qemu.argv import Channels
 from pytest_spapr.qemu.backdoor import Backdoor
 from pytest_spapr.qemu.channels import LineReader
+from pytest_spapr.qemu.flood import Flood
 from pytest_spapr.qemu.process import QemuProcess, exit_in_words
 from pytest_spapr.timeline import Lane, Record, Timeline
 
@@ -65,6 +68,8 @@ class Instance:
         self.shell: ConsoleShell
         self._service: socket.socket
         self._readers: dict[str, LineReader] = {}
+        # What the guest's kernel says there is what explains a guest that does nothing else any more.
+        self._console = Flood(partial(timeline.record, Lane.CONSOLE), also=STAMP)
         self._resources = ExitStack()
         try:
             monitor = self._launch(command, build.env, keep=keep)
@@ -111,7 +116,8 @@ class Instance:
             channels = Channels(**{name: end.fileno() for name, end in theirs.items()})
             # Read by a thread of its own, as a descriptor of its own.
             self._service = ours["service"].dup()
-            for name, hear in listeners(self.timeline).items():
+            self._resources.callback(self._console.end)
+            for name, hear in {**listeners(self.timeline), "console": self._console}.items():
                 reader = self._readers[name] = LineReader(ours[name].detach(), hear, name=name)
                 self.timeline.follow(reader.catch_up)
                 # The reader ends when QEMU closes its end; its last lines belong to the timeline.

@@ -209,7 +209,7 @@ class _Account:
     def __init__(self, config: pytest.Config, rig: Rig) -> None:
         self._config = config
         self._bench = rig
-        self._began = time.time()
+        self._before = artefacts.present(rig.run_directory)
         self.workers: list[int] = []
         self._told = False
         self._index = Index()
@@ -236,7 +236,7 @@ class _Account:
         result = yield
         if session.config.pluginmanager.hasplugin("dsession"):
             # Workers tell of tests by reports, and a test that was interrupted has none.
-            for directory, kept in artefacts.left_since(self._bench.run_directory, self._began):
+            for directory, kept in artefacts.left_since(self._bench.run_directory, self._before):
                 self._bench.summary.add_artefacts(directory)
                 self._bench.summary.add_kept(kept)
         reporter = session.config.pluginmanager.get_plugin("terminalreporter")

@@ -103,7 +103,7 @@ def key_of(name: str, dpkg_architecture: str) -> str:
 
 def is_stored(cache: Cache, name: str, dpkg_architecture: str) -> bool:
     """Whether there is such a build; it may still be damaged."""
-    return (cache.entry(KIND, key_of(name, dpkg_architecture)) / MANIFEST).exists()
+    return cache.has(KIND, key_of(name, dpkg_architecture), MANIFEST)
 
 
 def names(cache: Cache) -> list[str]:

@@ -12,7 +12,7 @@ from secrets import token_bytes
 from typing import TYPE_CHECKING, Final
 
 from pytest_spapr.deadline import Budgets, Deadline
-from pytest_spapr.errors import GuestError, MachineError, ShellFailed, SshFailed
+from pytest_spapr.errors import DeadlineExpired, GuestError, MachineError, ShellFailed, SshFailed
 from pytest_spapr.guest.boot import READY, STARTED, await_ready
 from pytest_spapr.guest.completed import Completed
 from pytest_spapr.guest.console import ConsoleShell, ShellAbsent
@@ -21,6 +21,7 @@ from pytest_spapr.guest.memory import GuestMemory
 from pytest_spapr.guest.pci import GuestPci
 from pytest_spapr.guest.services import Drmgr, RtasErrd
 from pytest_spapr.guest.ssh import Ssh
+from pytest_spapr.guest.trouble import troubles
 from pytest_spapr.images.renew import ABSENT, CPUS, DONE, FAILED, SEED, message
 from pytest_spapr.timeline import Lane, Record, Timeline
 
@@ -235,8 +236,10 @@ class Guest:
             )
         try:
             return run()
-        except (SshFailed, ShellFailed) as error:
-            if self._running():
+        except (SshFailed, ShellFailed, DeadlineExpired) as error:
+            if isinstance(error, DeadlineExpired) or self._running():
+                for trouble in troubles(self._timeline.since()):
+                    error.add_note(f"The guest's kernel has said: {trouble}")
                 raise
             raise MachineError(f"the machine stopped running during `{command}`: its guest panicked or shut down") from error
 

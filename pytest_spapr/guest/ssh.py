@@ -9,6 +9,7 @@ import shlex
 import socket
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -25,6 +26,8 @@ _TAIL: Final = 500
 _LOG: Final = "pytest_spapr.ssh"
 # paramiko's word for a channel that closed without one; dropbear reports a signal in a message that paramiko does not read.
 _NO_STATUS: Final = -1
+# paramiko's own limits go by the wall clock, which may be set meanwhile: no jump of it reaches so far. Each wait has a deadline instead.
+_NEVER: Final = 1e9
 
 
 class Ssh:
@@ -84,7 +87,9 @@ class Ssh:
         began = time.monotonic()
         output = _Output()
         try:
-            channel = self._transport.open_session(timeout=deadline.require(f"a channel for `{command}`"))
+            deadline.require(f"a channel for `{command}`")
+            with _limited(self.hang_up, deadline):
+                channel = self._transport.open_session(timeout=_NEVER)
             try:
                 _begin(channel, command, deadline)
                 in_time = output.collect(channel, deadline) and channel.status_event.wait(deadline.remaining)
@@ -92,7 +97,7 @@ class Ssh:
             finally:
                 _close(channel)
         except (paramiko.SSHException, OSError, EOFError) as error:
-            if not (deadline.expired and self.connected):
+            if not deadline.expired:
                 lost = f"the connection to the guest broke during `{command}`: {error or type(error).__name__}"
                 raise self._lost(lost) from error
             in_time = False
@@ -139,17 +144,16 @@ class Ssh:
         options = transport.get_security_options()
         options.kex = ("curve25519-sha256@libssh.org",)
         options.key_types = ("ssh-ed25519",)
-        transport.banner_timeout = transport.handshake_timeout = deadline.require("ssh")
-        # It returns silently when the time is up, and the next line then finds no key.
-        transport.start_client(timeout=deadline.require("the ssh key exchange"))
-        offered = transport.get_remote_server_key()
-        if f"{offered.get_name()} {offered.get_base64()}" != self._host_key:
-            raise SshFailed(
-                f"the guest's host key is {offered.get_name()} {offered.get_base64()}, not the one pinned in the image "
-                f"({self._host_key}): something else answers on port {self.port}"
-            )
-        transport.auth_timeout = deadline.require("the login")
-        transport.auth_publickey("root", paramiko.Ed25519Key.from_private_key_file(str(self.client_key)))
+        transport.banner_timeout = transport.handshake_timeout = transport.auth_timeout = _NEVER
+        with _limited(self.hang_up, deadline):
+            transport.start_client()
+            offered = transport.get_remote_server_key()
+            if f"{offered.get_name()} {offered.get_base64()}" != self._host_key:
+                raise SshFailed(
+                    f"the guest's host key is {offered.get_name()} {offered.get_base64()}, not the one pinned in the image "
+                    f"({self._host_key}): something else answers on port {self.port}"
+                )
+            transport.auth_publickey("root", paramiko.Ed25519Key.from_private_key_file(str(self.client_key)))
 
     def _lost(self, message: str) -> SshFailed:
         """Return the error to raise; raises the reason of QEMU's death instead where there is one."""
@@ -201,11 +205,18 @@ class _Output:
 def _begin(channel: paramiko.Channel, command: str, deadline: Deadline) -> None:
     """Start a command."""
     # paramiko waits for the server's consent without a limit; a closed channel ends that wait.
-    limit = threading.Timer(deadline.remaining, _close, (channel,))
+    with _limited(lambda: _close(channel), deadline):
+        channel.exec_command(command)
+
+
+@contextlib.contextmanager
+def _limited(give_up: Callable[[], None], deadline: Deadline) -> Iterator[None]:
+    """Call ``give_up``, in another thread, if the ``with`` block does not end in time."""
+    limit = threading.Timer(deadline.remaining, give_up)
     limit.daemon = True
     limit.start()
     try:
-        channel.exec_command(command)
+        yield
     finally:
         limit.cancel()
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, Protocol
 
 from pytest_spapr.deadline import Deadline
-from pytest_spapr.errors import ConfigError, DeadlineExpired, MachineDied, MachineError, QmpRefused
+from pytest_spapr.errors import ConfigError, DeadlineExpired, GuestError, MachineDied, MachineError, QmpRefused
 from pytest_spapr.guest.services import DRMGR_BEGAN, DRMGR_ENDED, ErrdState
+from pytest_spapr.guest.trouble import ends_trace, troubles
 from pytest_spapr.hotplug import drc
 from pytest_spapr.hotplug.attempt import Attempt, Views
 from pytest_spapr.hotplug.evidence import Clue
@@ -51,6 +52,9 @@ class Unpluggable(Protocol):
     def views(self) -> Views:
         """Return QEMU's and the guest's view, each asked now."""
 
+    def qemu_presence(self) -> Presence:
+        """Return QEMU's view alone."""
+
 
 @dataclass(slots=True)
 class _Verdict:
@@ -62,12 +66,16 @@ class _Verdict:
 
 @dataclass(frozen=True, slots=True)
 class _Heard:
-    """What a record means for the attempt: an outcome that QEMU told, a clue from the guest, or the end of all waiting."""
+    """What a record means for the attempt: an outcome that QEMU told, a clue from the guest, or the end of all waiting.
+
+    :ivar traced: the guest's kernel has shown where something went wrong with it.
+    """
 
     record: Record
     outcome: Outcome | None = None
     clue: Clue | None = None
     halted: bool = False
+    traced: bool = False
 
 
 class Judge:
@@ -133,6 +141,8 @@ class Judge:
             except DeadlineExpired:
                 continue
             cursor = heard.record.seq + 1
+            if heard.traced:
+                continue
             evidence.append(f"{heard.record.lane}: {heard.record.text}")
             if heard.outcome is not None:
                 return _Verdict(heard.outcome, evidence=evidence)
@@ -213,6 +223,10 @@ class Judge:
             except DeadlineExpired as error:
                 return self._overdue(evidence, error)
             cursor = heard.record.seq + 1
+            if heard.traced:
+                if any(trouble.ends_hotplug for trouble in troubles(self._timeline.since(since))):
+                    return self._told(since) or _Verdict(Outcome.PENDING, Silence.STILL_WORKING, evidence=evidence)
+                continue
             evidence.append(f"{heard.record.lane}: {heard.record.text}")
             if heard.outcome is not None:
                 return _Verdict(heard.outcome, evidence=evidence)
@@ -230,6 +244,8 @@ class Judge:
                 return _Heard(record, outcome=_OUTCOMES[event["event"]])
             return None
         clue = self._device.unplug_clue(record)
+        if clue is None and not self._device.kind.by_drmgr and ends_trace(record):
+            return _Heard(record, traced=True)
         return _Heard(record, clue=clue) if clue is not None else None
 
     def _hear_outcome(self, record: Record) -> _Heard | None:
@@ -261,7 +277,12 @@ class Judge:
 
     def _overdue(self, evidence: list[str], error: DeadlineExpired) -> _Verdict:
         backstop = f"no verdict before the backstop: {error}"
-        if (blocked := self._blocked()) is not None:
+        try:
+            blocked = self._blocked()
+        except (DeadlineExpired, GuestError):
+            # Asked for its view it says no more, and that is told.
+            blocked = None
+        if blocked is not None:
             return _Verdict(Outcome.PENDING, Silence.QUEUE_BLOCKED, evidence=[*evidence, blocked, backstop])
         cause = Silence.STILL_WORKING if evidence else Silence.NOT_DELIVERED
         return _Verdict(Outcome.PENDING, cause, evidence=[*evidence, backstop])
@@ -284,15 +305,16 @@ class Judge:
         try:
             if verdict.outcome in (Outcome.REMOVED, Outcome.REFUSED) and self._machine.has_guest and self._machine.running:
                 self._settle(began)
-            views = self._device.views()
+            views = self._views(verdict)
             waiting = self._device.waiting
             if verdict.outcome is Outcome.PENDING and waiting is False:
                 verdict = self._no_longer_pending(since, verdict, views)
-                views = self._device.views()
+                views = self._views(verdict)
         except MachineDied as error:
             verdict = _Verdict(Outcome.CRASHED, evidence=[*verdict.evidence, *str(error).splitlines()])
             waiting = None
         records = self._timeline.since(began)
+        verdict.evidence.extend(f"guest's kernel: {trouble}" for trouble in troubles(records))
         first = next(record for record in records if record.lane is Lane.STEP)
         attempt = Attempt(
             device=self._device.id,
@@ -312,6 +334,16 @@ class Judge:
         )
         self._timeline.step(f"verdict: {attempt}")
         return attempt
+
+    def _views(self, verdict: _Verdict) -> Views:
+        """Ask both for their views; that the guest does not answer is evidence where nothing has come of the attempt."""
+        try:
+            return self._device.views()
+        except (DeadlineExpired, GuestError, MachineError) as error:
+            if verdict.outcome is not Outcome.PENDING or isinstance(error, MachineDied):
+                raise
+            verdict.evidence.append(f"the guest does not answer: {error}")
+            return Views(self._device.qemu_presence(), Presence.UNKNOWN)
 
     def _no_longer_pending(self, since: int, verdict: _Verdict, views: Views) -> _Verdict:
         """Return what became of an attempt that was pending until QEMU was asked whether it still waits."""

@@ -62,7 +62,7 @@ def find(name: str, cache: Cache) -> GuestImage:
     if name not in recipes.names() and any(name == entry.key for entry in cache.entries(store.KIND)):
         return store.open_image(cache.entry(store.KIND, name))
     entry = cache.entry(store.KIND, recipes.load(name).key)
-    if not entry.exists():
+    if not cache.has(store.KIND, entry.name, store.MANIFEST):
         raise ImageError(f"the guest image {name} is not in the cache {cache.root}: `spapr image build {name}` makes it.")
     return store.open_image(entry)
 
@@ -90,9 +90,9 @@ def build(
     """
     progress = progress or NullProgress()
     entry = cache.entry(store.KIND, recipe.key)
-    if again or not (entry / store.MANIFEST).exists():
+    if again or not cache.has(store.KIND, recipe.key, store.MANIFEST):
         with cache.lock(f"image-{recipe.key}", progress):
-            if again or not (entry / store.MANIFEST).exists():
+            if again or not cache.has(store.KIND, recipe.key, store.MANIFEST):
                 _build(recipe, cache, mirror(), progress, again, install)
     return store.open_image(entry)
 
@@ -120,7 +120,7 @@ def with_kernel(image: GuestImage, vmlinux: Path, modules: Path | None, cache: C
     key = f"{image.name}-{release}-{digest.hexdigest()[:12]}"
     entry = cache.entry(store.KIND, key)
     with cache.lock(f"image-{key}"):
-        if not (entry / store.MANIFEST).exists():
+        if not cache.has(store.KIND, key, store.MANIFEST):
             files = {name: (image.directory / name).read_bytes() for name in (store.CLIENT_KEY, store.HOST_KEY)}
             facts = {
                 **{

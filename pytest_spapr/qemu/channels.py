@@ -129,6 +129,9 @@ class LineReader:
 
 def _printable(line: bytes) -> str:
     text = line.rstrip(b"\r").decode("utf-8", errors="backslashreplace")
+    if text.isprintable():
+        # Nearly all; a flood is read a hundred times as fast.
+        return text
     return "".join(
         character if character.isprintable() or character == "\t" else f"\\x{ord(character):02x}" for character in text
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,7 +84,7 @@ def save(directory: Path, launches: Sequence[Launch]) -> None:
     """
     for number, launch in enumerate(launches, start=1):
         target = place(directory, number)
-        target.mkdir(parents=True, exist_ok=True)
+        make(target)
         (target / "argv.txt").write_text(_argv(launch) + "\n", encoding="utf-8")
         (target / "dmesg.txt").write_text(_dmesg(launch) + "\n", encoding="utf-8")
         for name, lanes in (
@@ -99,18 +99,28 @@ def save(directory: Path, launches: Sequence[Launch]) -> None:
 
 def note_kept(directory: Path, texts: Sequence[str]) -> None:
     """Write how to reach the test's machines that live on."""
-    directory.mkdir(parents=True, exist_ok=True)
+    make(directory)
     (directory / _KEPT).write_text("\n\n".join(texts), encoding="utf-8")
 
 
-def left_since(root: Path, moment: float) -> Iterator[tuple[str, list[str]]]:
-    """Yield the tests' directories below ``root`` that are newer than ``moment``, and how to reach machines that live on.
+def make(directory: Path) -> None:
+    """Make a directory for artefacts; it, and what had to be made above it, is its user's alone: it has all that a guest said."""
+    missing = [path for path in (directory, *directory.parents) if not path.exists()]
+    for path in reversed(missing):
+        path.mkdir(mode=0o700, exist_ok=True)
 
-    :param moment: seconds, as ``time.time``.
+
+def present(root: Path) -> frozenset[tuple[str, int]]:
+    """Return what is below ``root`` now, to tell later what came since: by no clock, which may be set meanwhile."""
+    return frozenset((entry.name, entry.stat().st_mtime_ns) for entry in root.iterdir()) if root.is_dir() else frozenset()
+
+
+def left_since(root: Path, before: Set[tuple[str, int]]) -> Iterator[tuple[str, list[str]]]:
+    """Yield the tests' directories below ``root`` that were not :func:`present`, or not as they are, and how to reach machines that
+    live on.
     """
     for directory in sorted(root.iterdir()) if root.is_dir() else ():
-        # File systems keep time less exactly than the clock does.
-        if directory.is_dir() and directory.stat().st_mtime >= moment - 1:
+        if directory.is_dir() and (directory.name, directory.stat().st_mtime_ns) not in before:
             kept = directory / _KEPT
             yield str(directory), kept.read_text(encoding="utf-8").split("\n\n") if kept.exists() else []
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from pytest_spapr.report.artefacts import Launch, place
+from pytest_spapr.report.artefacts import Launch, make, place
 
 _TIMELINE: Final = "timeline"
 
@@ -23,7 +23,7 @@ def write(directory: Path, launches: Sequence[Launch], *, failed: bool) -> list[
     written = []
     for number, launch in enumerate(launches, start=1):
         target = place(directory, number)
-        target.mkdir(parents=True, exist_ok=True)
+        make(target)
         launch.timeline.write(target / FILE, target / f"{_TIMELINE}.txt")
         run = Run(launch.timeline.since())
         (target / PAGE).write_text(page([run], focus=moment(launch) if failed else None), encoding="utf-8")

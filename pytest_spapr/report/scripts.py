@@ -9,7 +9,7 @@ from typing import Final
 from pytest_spapr.errors import SpaprError
 from pytest_spapr.record.scenario import Scenario, Unrecordable, recorded
 from pytest_spapr.record.script import script
-from pytest_spapr.report.artefacts import Launch, place
+from pytest_spapr.report.artefacts import Launch, make, place
 from pytest_spapr.timeline import Lane
 
 FILE: Final = "scenario.py"
@@ -31,7 +31,7 @@ def write(directory: Path, launches: Sequence[Launch], test: str) -> tuple[list[
             reasons.append(str(error))
             continue
         path = place(directory, number) / FILE
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make(path.parent)
         path.write_text(text, encoding="utf-8")
         path.chmod(0o755)
         written.append(str(path))

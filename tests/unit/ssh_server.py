@@ -20,7 +20,7 @@ Command = Callable[[paramiko.Channel, str], int | None]
 SECONDS: Final = 20.0
 
 
-class _Transport(paramiko.Transport):
+class ServerTransport(paramiko.Transport):
     """Starts a command when its consent is on the wire, as sshd does; paramiko's server may be overtaken by its own command."""
 
     def __init__(self, sock: socket.socket) -> None:
@@ -82,7 +82,7 @@ class SshServer(paramiko.ServerInterface):
                 sock, _ = self._listener.accept()
                 self.sockets.append(sock)
                 if self._stall != "banner":
-                    transport = _Transport(sock)
+                    transport = ServerTransport(sock)
                     transport.add_server_key(self._host_key)
                     self._transports.append(transport)
                     # With an event, this does not wait for the client.
@@ -116,7 +116,7 @@ class SshServer(paramiko.ServerInterface):
         text = command.decode()
         self.commands.append(text)
         transport = channel.get_transport()
-        assert isinstance(transport, _Transport)
+        assert isinstance(transport, ServerTransport)
         transport.after_reply.append(lambda: self._start(lambda: self._execute(channel, text)))
         return True
 

@@ -128,6 +128,23 @@ def test_errors_that_a_user_can_mend_say_how(cache: Cache, number: int, says: st
     assert contents(cache) == set()
 
 
+def test_an_entry_is_there_or_not_or_another_users(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    with cache.publish("images", "a") as scratch:
+        (scratch / "file").write_text("x")
+    assert cache.has("images", "a", "file")
+    assert not cache.has("images", "a", "other")
+    assert not cache.has("images", "b", "file")
+    # Not by its mode: root may look anywhere.
+    refused = PermissionError(errno.EACCES, "Permission denied", str(cache.root))
+
+    def stat(_: Path) -> None:
+        raise refused
+
+    monkeypatch.setattr(Path, "stat", stat)
+    with pytest.raises(CacheError, match=rf"cannot read the cache: {cache.root}: Permission denied\. Set SPAPR_CACHE_DIR"):
+        cache.has("images", "a", "file")
+
+
 def test_other_errors_of_the_system_are_not_hidden(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), cache_errors(tmp_path):
         raise FileNotFoundError(errno.ENOENT, "gone")

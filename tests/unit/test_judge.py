@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from pytest_spapr.errors import ConfigError, MachineDied, MachineError, QmpRefused
+from pytest_spapr.errors import ConfigError, DeadlineExpired, MachineDied, MachineError, QmpRefused, SpaprError
 from pytest_spapr.guest.services import ErrdState, LockHolder
 from pytest_spapr.hotplug.attempt import Attempt, Views
 from pytest_spapr.hotplug.evidence import Clue
@@ -43,6 +43,8 @@ class ScriptedMachine:
         self.pending = False
         self.waiting: bool | None = True
         self.in_qemu = Presence.PRESENT
+        # What the guest's view is answered with.
+        self.silence: SpaprError | None = None
 
     @property
     def running(self) -> bool:
@@ -96,7 +98,12 @@ class ScriptedDevice:
         return None
 
     def views(self) -> Views:
+        if self.machine.silence is not None:
+            raise self.machine.silence
         return Views(self.machine.in_qemu, Presence.UNKNOWN)
+
+    def qemu_presence(self) -> Presence:
+        return self.machine.in_qemu
 
 
 def judge(machine: ScriptedMachine, kind: Kind = Kind.CORE, seconds: float = 2.0) -> Judge:
@@ -288,6 +295,54 @@ def test_the_backstop_says_that_it_was_one(heard: bool, cause: Silence) -> None:
     done = attempt(script, seconds=0.05)
     assert (done.outcome, done.cause) == (Outcome.PENDING, cause)
     assert "backstop" in done.evidence[-1]
+
+
+_OOPS = ("Oops: sig: 4", "Workqueue: pseries hotplug workque pseries_hp_work_fn", "---[ end trace 0000000000000000 ]---")
+_WARNING = ("WARNING: at dlpar.c:1", *_OOPS[1:])
+
+
+@pytest.mark.parametrize(
+    ("kind", "words", "cause"),
+    [
+        (Kind.CORE, _OOPS, Silence.STILL_WORKING),
+        # Neither ends the worker, nor does it work for these.
+        (Kind.CORE, _WARNING, Silence.NOT_DELIVERED),
+        (Kind.PCI, _OOPS, Silence.NOT_DELIVERED),
+    ],
+)
+def test_an_oops_of_the_worker_ends_the_wait(kind: Kind, words: tuple[str, ...], cause: Silence) -> None:
+    def script(machine: ScriptedMachine) -> None:
+        machine.awaiting()
+        for line in words:
+            machine.kernel(line)
+
+    done = attempt(script, kind=kind, seconds=600 if cause is Silence.STILL_WORKING else 0.05)
+    assert (done.outcome, done.cause) == (Outcome.PENDING, cause)
+    assert [line for line in done.evidence if "Oops" in line] == [
+        "guest's kernel: Oops: sig: 4 on the pseries hotplug workque" for line in words if "Oops" in line
+    ]
+
+
+def test_what_the_worker_did_before_it_oopsed_counts() -> None:
+    def script(machine: ScriptedMachine) -> None:
+        machine.awaiting()
+        machine.event("DEVICE_DELETED")
+        for line in _OOPS:
+            machine.kernel(line)
+
+    assert attempt(script).outcome is Outcome.REMOVED
+
+
+@pytest.mark.parametrize(
+    "silence", [DeadlineExpired("the guest command `cat`", 5.0), MachineError("the machine stopped running during `cat`")]
+)
+def test_a_guest_that_does_not_answer_is_evidence(silence: SpaprError) -> None:
+    machine = ScriptedMachine(ScriptedMachine.awaiting)
+    machine.silence = silence
+    done = judge(machine, seconds=0.05).attempt()
+    assert done.outcome is Outcome.PENDING
+    assert done.evidence[-1] == f"the guest does not answer: {silence}"
+    assert done.views == Views(Presence.PRESENT, Presence.UNKNOWN)
 
 
 def test_a_repeat_that_the_guest_is_not_told_of_needs_no_waiting() -> None:

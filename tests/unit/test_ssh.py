@@ -23,7 +23,7 @@ from pytest_spapr.guest.ssh import Ssh
 from pytest_spapr.images import keys
 from pytest_spapr.timeline import Lane, Timeline
 
-from .ssh_server import SECONDS, Command, SshServer
+from .ssh_server import SECONDS, Command, ServerTransport, SshServer
 
 #: For what is to happen; what is not to happen is given a SHORT time only.
 LONG = 20.0
@@ -228,6 +228,53 @@ class TestDeadlines:
             with pytest.raises(DeadlineExpired):
                 ssh.run("echo 0", Deadline(0))
             assert server.commands == []
+
+
+class TestClock:
+    """The host's wall clock is set while a connection waits; paramiko goes by it."""
+
+    @pytest.fixture(params=[3600.0, -3600.0], ids=["forwards", "backwards"])
+    def jumping(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Set the clock by an hour at each look at it, for all but the server."""
+        real, lock, looks = time.time, threading.Lock(), 0
+
+        def jumped() -> float:
+            nonlocal looks
+            if isinstance(threading.current_thread(), ServerTransport):
+                return real()
+            with lock:
+                looks += 1
+                return real() + looks * float(request.param)
+
+        monkeypatch.setattr(time, "time", jumped)
+
+    @pytest.mark.usefixtures("jumping")
+    def test_what_is_answered_is_heard(self, client_key: Path, timeline: Timeline) -> None:
+        def slow(channel: paramiko.Channel, command: str) -> int:
+            # Longer than paramiko looks at once.
+            threading.Event().wait(0.3)
+            return echo(channel, command)
+
+        with connected(slow, client_key, timeline) as (ssh, _):
+            assert ssh.run("echo 3", Deadline(LONG)).status == 3
+
+    @pytest.mark.usefixtures("jumping")
+    @pytest.mark.parametrize("stall", ["banner", "auth"])
+    def test_a_login_that_is_not_ends_with_its_deadline(self, client_key: Path, timeline: Timeline, stall: str) -> None:
+        with serving(stall=stall) as server, client_of(server.port, client_key, timeline) as ssh:
+            before = time.monotonic()
+            with pytest.raises(SshFailed, match=r"did not answer within 0\.5 s"):
+                ssh.connect(Deadline(SHORT))
+            assert SHORT <= time.monotonic() - before < SOON
+
+    @pytest.mark.usefixtures("jumping")
+    @pytest.mark.parametrize("stall", ["channel", "exec"])
+    def test_a_command_that_is_not_ends_with_its_deadline(self, client_key: Path, timeline: Timeline, stall: str) -> None:
+        with connected(echo, client_key, timeline, stall=stall) as (ssh, _):
+            before = time.monotonic()
+            with pytest.raises(DeadlineExpired):
+                ssh.run("echo 0", Deadline(SHORT))
+            assert SHORT <= time.monotonic() - before < SOON
 
 
 class TestConnecting:
