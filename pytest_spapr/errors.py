@@ -130,6 +130,10 @@ class SshFailed(GuestError):
     """The ssh connection could not be made or was lost; whether a running command took effect is unknown."""
 
 
+class LoginRefused(SshFailed):
+    """The guest's ssh server is up, and does not take the user with this key or password."""
+
+
 class ShellFailed(GuestError):
     """The guest's console shell does not answer or ended; whether a command in it took effect is unknown."""
 

@@ -28,7 +28,7 @@ from pytest_spapr.guest.boot import await_ready
 from pytest_spapr.guest.console import ConsoleShell
 from pytest_spapr.guest.guest import Guest
 from pytest_spapr.guest.kernel_log import kmsg_text
-from pytest_spapr.guest.ssh import Ssh
+from pytest_spapr.guest.ssh import Ssh, forwarded_port
 from pytest_spapr.images.store import GuestImage
 from pytest_spapr.libvirt.daemon import Answer, Daemon
 from pytest_spapr.machine import Harness
@@ -221,11 +221,8 @@ class Domain:
     def _meet_guest(self, shell: ConsoleShell, service: socket.socket, image: GuestImage) -> Guest:
         # libvirt has no XML for a forwarded port of this kind of network.
         self.qmp.hmp("hostfwd_add hostnet0 tcp:127.0.0.1:0-:22")
-        listing = self.qmp.hmp("info usernet")
-        forward = _FORWARD.search(listing)
-        if forward is None:
-            raise MachineError(f"QEMU forwards no port to the guest's ssh, `info usernet` says:\n{listing}")
-        ssh = Ssh(port=int(forward["port"]), client_key=image.client_key, host_key=image.host_key, timeline=self.timeline)
+        port = forwarded_port(self.qmp.hmp("info usernet"))
+        ssh = Ssh(port=port, login=image.login, host_key=image.host_key, timeline=self.timeline)
         self._resources.callback(ssh.close)
         guest = Guest(
             ssh,

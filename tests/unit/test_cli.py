@@ -9,8 +9,8 @@ from pytest_spapr import cli
 from pytest_spapr.cache import Cache
 from pytest_spapr.hotplug.defects import KNOWN_DEFECTS
 from pytest_spapr.images import build as images
+from pytest_spapr.images import keys, store
 from pytest_spapr.images import recipe as recipes
-from pytest_spapr.images import store
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +35,7 @@ def key(cache: Cache) -> str:
         "wanted_modules": ["virtio"],
         "console_shell": True,
     }
-    files = {store.VMLINUX: b"elf", store.CLIENT_KEY: b"key", store.HOST_KEY: b"ssh-ed25519 AAAA\n"}
+    files = {store.VMLINUX: b"elf", store.CLIENT_KEY: b"key", store.HOST_KEY: f"{keys.generate().host_public}\n".encode()}
     images._publish(cache, recipe.key, facts, {"userland": b"u", "modules": b"m", "keys": b"k"}, files)
     return recipe.key
 

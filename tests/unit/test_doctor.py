@@ -22,6 +22,7 @@ from pytest_spapr.doctor import examine, host, python, storage, supplies, tools
 from pytest_spapr.doctor.check import Check, State, Theme, as_json, usable
 from pytest_spapr.errors import BuildError, ConfigError, SpaprError
 from pytest_spapr.images import build as images
+from pytest_spapr.images import keys
 from pytest_spapr.images import recipe as recipes
 from pytest_spapr.images import store as image_store
 from pytest_spapr.libvirt import daemon
@@ -56,7 +57,11 @@ def key_of_image(cache: Cache) -> Path:
         "wanted_modules": [],
         "console_shell": True,
     }
-    files = {image_store.VMLINUX: b"elf", image_store.CLIENT_KEY: b"key", image_store.HOST_KEY: b"ssh-ed25519 AAAA\n"}
+    files = {
+        image_store.VMLINUX: b"elf",
+        image_store.CLIENT_KEY: b"key",
+        image_store.HOST_KEY: f"{keys.generate().host_public}\n".encode(),
+    }
     images._publish(cache, recipe.key, facts, {"userland": b"u"}, files)
     return cache.entry(image_store.KIND, recipe.key) / image_store.CLIENT_KEY
 
