@@ -55,7 +55,8 @@ class GuestImage:
     @property
     def kernel_text(self) -> str:
         """The guest's kernel for people, and what is missing beside it: ``Linux 6.1.0-50-powerpc64le without rtas_errd``."""
-        return f"Linux {self.kernel_release}" + (f" without {' and '.join(self.lacks)}" if self.lacks else "")
+        kernel = f"Linux {self.kernel_release}" if self.kernel_release else "a kernel not known yet"
+        return kernel + (f" without {' and '.join(self.lacks)}" if self.lacks else "")
 
 
 def files_of(manifest: Mapping[str, Any]) -> tuple[str, ...]:

@@ -22,11 +22,24 @@ if TYPE_CHECKING:
     from pytest_spapr.qemu.build import QemuBuild
 
 _FORMAT: Final = 1
-_SEEDED: Final = "\nWithout --spapr-ssh-key or --spapr-ssh-password-file the disk needs cloud-init, which takes our key from a seed."
+_SEEDED: Final = (
+    "\nWithout --spapr-ssh-key or --spapr-ssh-password-file the disk needs cloud-init, which takes our key from a seed."
+)
+
+
+def examine(disk: OwnDisk, build: QemuBuild, accelerator: str, answers: Path, progress: Progress) -> OwnDisk:
+    """Return the disk with what is known of it. Boots it, for a minute or more under TCG, unless the same file was booted before.
+
+    :param answers: a directory where what was found is kept, by the file's path, size and time.
+    :raises MachineError: it does not come up, or lets nobody in. :raises GuestError: it cannot be used.
+    """
+    stored = answers / f"{_key(disk)}.json"
+    with suppress(OSError, ValueError, TypeError):
+        kept = json.loads(stored.read_text())
         return disk.known(About(str(kept["kernel_release"]), kept["page_size"], tuple(kept["lacks"])))
     progress.phase(f"booting {disk.name} once, to see what it is")
     try:
-        about = _boot(disk, build, accelerator)
+        about = _boot(disk, build, accelerator, progress)
     except BootFailed as error:
         raise BootFailed(f"{disk.directory}: {error}{_SEEDED if disk.seed else ''}", error.phase) from error
     progress.done()
@@ -38,12 +51,12 @@ _SEEDED: Final = "\nWithout --spapr-ssh-key or --spapr-ssh-password-file the dis
     return disk.known(about)
 
 
-def _boot(disk: OwnDisk, build: QemuBuild, accelerator: str) -> About:
+def _boot(disk: OwnDisk, build: QemuBuild, accelerator: str, progress: Progress) -> About:
     from pytest_spapr.qemu.qmp import QmpLoop
 
     spec = MachineSpec(accelerator=accelerator)
     slots = Slots.of_host()
-    with slots.take(slots.weight(spec.vcpus, spec.memory)), QmpLoop() as loop:
+    with slots.take(slots.weight(spec.vcpus, spec.memory), progress=progress), QmpLoop() as loop:
         machine = Machine.start(Harness(build=build, loop=loop, budgets=budgets(accelerator)), spec, disk, Timeline())
         try:
             assert machine.about is not None
