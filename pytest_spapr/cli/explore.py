@@ -61,7 +61,7 @@ def add(areas: Areas, common: argparse.ArgumentParser) -> None:
         metavar="PATH|NAME",
         help="a QEMU build, as --spapr-qemu names it; two of them, with --no-guest, for what one does and the other does not",
     )
-    parser.add_argument("--image", metavar="NAME|DIRECTORY", help="guest image (default: SPAPR_IMAGE, else debian-12)")
+    parser.add_argument("--image", metavar="NAME|DIRECTORY|DISK", help="guest image (default: SPAPR_IMAGE, else debian-12)")
     parser.add_argument(
         "--no-guest", action="store_true", help="without an operating system, whose calls are played: milliseconds a step"
     )

@@ -18,6 +18,7 @@ from pytest_spapr.deadline import Deadline
 from pytest_spapr.errors import BootFailed, ConfigError, GuestError, ImageError, LoginRefused, SshFailed
 from pytest_spapr.guest.boot import await_login
 from pytest_spapr.guest.completed import Completed
+from pytest_spapr.guest.ssh import Ssh
 from pytest_spapr.guest.strange import prepare
 from pytest_spapr.hotplug.contract import Contract
 from pytest_spapr.hotplug.outcome import Kind, Outcome
@@ -31,6 +32,7 @@ from pytest_spapr.starts import Starter
 from pytest_spapr.supply import check_named
 from pytest_spapr.timeline import Lane, Timeline
 
+from .ssh_server import SshServer
 from .test_templates_make import build
 
 ROOT = Login(key=Path("/key"))
@@ -311,6 +313,59 @@ class TestStrangers:
     def test_a_kernel_that_says_nothing_of_itself_is_told(self) -> None:
         with pytest.raises(GuestError, match="does not say which kernel it runs"):
             prepare(_Guest(("0\n", ""), ("", "sh: syntax error")), Deadline(9))
+
+
+def _echo(channel: Any, command: str) -> int:
+    channel.sendall(f"{command}\n".encode())
+    return 0
+
+
+class TestLogins:
+    def test_a_host_key_that_nobody_knows_is_learnt_once(self) -> None:
+        first, second = keys.generate(), keys.generate()
+        login = Login(password="secret")
+        for host in (first, second):
+            server = SshServer(host, "", _echo, password="secret")
+            try:
+                ssh = Ssh(port=server.port, login=login, host_key=None, timeline=Timeline())
+                ssh.connect(Deadline(20))
+                # The server's key is the one that it calls its client's.
+                assert ssh.host_key == host.client_public
+                ssh.close()
+                known = Ssh(port=server.port, login=login, host_key=first.client_public, timeline=Timeline())
+                if host is second:
+                    with pytest.raises(SshFailed, match=r"the guest's host key is .*, not the one that is known"):
+                        known.connect(Deadline(20))
+                else:
+                    known.connect(Deadline(20))
+                known.close()
+            finally:
+                server.close()
+
+    def test_a_wrong_password_is_told_and_not_shown(self) -> None:
+        server = SshServer(keys.generate(), "", _echo, password="right")
+        try:
+            ssh = Ssh(port=server.port, login=Login(password="secret"), host_key=None, timeline=Timeline())
+            with pytest.raises(LoginRefused, match="it does not let root in with the password that was given") as told:
+                ssh.connect(Deadline(20))
+            assert "secret" not in str(told.value)
+        finally:
+            server.close()
+
+    def test_another_user_than_root_becomes_root_for_each_command(self, tmp_path: Path) -> None:
+        pair = keys.generate()
+        key = tmp_path / "key"
+        key.write_bytes(pair.client_private)
+        server = SshServer(keys.generate(), pair.client_public, _echo, user="me")
+        timeline = Timeline()
+        try:
+            ssh = Ssh(port=server.port, login=Login("me", key), host_key=None, timeline=timeline)
+            ssh.connect(Deadline(20))
+            assert ssh.run("echo it's", Deadline(20)).stdout == "sudo -n sh -c 'echo it'\"'\"'s'\n"
+            assert ssh.command_line().endswith(" me@127.0.0.1")
+            ssh.close()
+        finally:
+            server.close()
 
 
 class _Ssh:
