@@ -22,6 +22,8 @@ _PANICKED: Final = "its kernel panicked (GUEST_PANICKED)"
 _STRAGGLER_SECONDS: Final = 1.0
 
 
+# SLOF's last word, before its prompt.
+_UNBOOTABLE: Final = re.compile(r"E3407: Load failed")
 _TURN: Final = "the next try to log in"
 # A port that QEMU forwards takes connections whether or not the guest does.
 _ANSWER_SECONDS: Final = 30.0
@@ -63,9 +65,16 @@ def await_login(ssh: Ssh, timeline: Timeline, since: int, deadline: Deadline) ->
             late, why = deadline.expired, str(error)
         failure = ""
         with suppress(DeadlineExpired):
-            failure = timeline.wait(lambda record: _verdict(record) or None, since=since, deadline=deadline.sooner(1), what=_TURN)
+            failure = timeline.wait(_failure, since=since, deadline=deadline.sooner(1), what=_TURN)
         if failure or late:
             raise BootFailed(_report(timeline, since, failure or why), _phase(timeline, since))
+
+
+def _failure(record: Record) -> str | None:
+    """Return why a guest that does not know of us will never be up, or None."""
+    if record.lane is Lane.CONSOLE and (said := _UNBOOTABLE.search(record.text)):
+        return f"its firmware finds nothing to boot on the disk: {said[0]}"
+    return _verdict(record) or None
 
 
 def _verdict(record: Record) -> str | None:

@@ -44,7 +44,6 @@ _MONITOR: Final = "qmp"
 _JOIN_SECONDS: Final = 5.0
 _DEATH_NOTICE: Final = 2.0
 _LAST_WORDS: Final = 15
-_FORWARD: Final = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(?P<port>\d+)\s+\S+\s+22\b")
 # 2026-11-21 14:51:01.658+0000: event 'device-removed' for domain 'p1': dimm0
 _EVENT: Final = re.compile(r"event '(?P<event>[^']+)' for domain '[^']+'(: (?P<detail>.*))?$")
 

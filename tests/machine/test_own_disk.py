@@ -16,6 +16,8 @@ from pytest_spapr.debian.mirror import find_mirror
 from pytest_spapr.errors import BootFailed
 from pytest_spapr.images import build as images
 from pytest_spapr.images import keys
+from pytest_spapr.images.disk import open_disk
+from pytest_spapr.images.login import Login, given_login
 from pytest_spapr.images.recipe import DEFAULT_IMAGE, load
 from pytest_spapr.progress import NullProgress
 from pytest_spapr.qemu.build import QemuBuild
@@ -128,11 +130,15 @@ def test_who_is_not_let_in_is_told_so(
     assert "wrong" not in str(refused.value)
 
 
+def test_a_disk_that_the_firmware_cannot_boot_is_told_at_once(launch_machine: LaunchMachine, tmp_path: Path) -> None:
+    empty = tmp_path / "empty.raw"
+    empty.write_bytes(bytes(1 << 20))
+    with pytest.raises(BootFailed, match="its firmware finds nothing to boot on the disk: E3407"):
+        launch_machine(image=open_disk(empty, Login(password=_PASSWORD)), start="boot")
+
+
 def _unknown(settings: Settings) -> GuestImage:
     """Return the disk as it is before anybody has booted it."""
-    from pytest_spapr.images.disk import open_disk
-    from pytest_spapr.images.login import given_login
-
     login = given_login(settings)
     assert settings.image.value is not None
     assert login is not None

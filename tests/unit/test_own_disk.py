@@ -387,11 +387,18 @@ class TestComingUp:
         await_login(ssh, Timeline(), 0, Deadline(30))
         assert ssh.tries == 3
 
-    def test_a_panic_ends_the_wait(self) -> None:
+    @pytest.mark.parametrize(
+        ("line", "words"),
+        [
+            ("Kernel panic - not syncing: VFS: no root", "its kernel panicked: VFS: no root"),
+            ("E3407: Load failed", "its firmware finds nothing to boot on the disk: E3407: Load failed"),
+        ],
+    )
+    def test_what_cannot_come_up_ends_the_wait(self, line: str, words: str) -> None:
         timeline = Timeline()
-        timeline.record(Lane.CONSOLE, "Kernel panic - not syncing: VFS: no root")
+        timeline.record(Lane.CONSOLE, line)
         ssh: Any = _Ssh(SshFailed("not up"))
-        with pytest.raises(BootFailed, match="its kernel panicked: VFS: no root"):
+        with pytest.raises(BootFailed, match=words):
             await_login(ssh, timeline, 0, Deadline(30))
         assert ssh.tries == 1
 
