@@ -58,6 +58,7 @@ class OwnDisk(GuestImage):
     format: str
     size: int
     seed: Path | None
+    _login: Login
 
     def __init__(
         self,
@@ -103,8 +104,7 @@ class OwnDisk(GuestImage):
 
     @property
     def login(self) -> Login:
-        login: Login = self._login  # type: ignore[attr-defined]  # set with all others, see __init__
-        return login
+        return self._login
 
     @property
     def kernel(self) -> Path:
