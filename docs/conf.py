@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 project = "pytest-spapr"
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 html_theme = "furo"
+html_show_copyright = False
 html_title = project
 myst_heading_anchors = 3
 autodoc_member_order = "bysource"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from pytest_spapr.deadline import Budgets, Deadline
 from pytest_spapr.errors import BuildError, DeadlineExpired, LaunchFailed, MachineDied
 from pytest_spapr.guest.console import ConsoleShell
-from pytest_spapr.guest.kernel_log import kmsg_text
+from pytest_spapr.guest.streams import listeners
 from pytest_spapr.qemu.argv import Channels
 from pytest_spapr.qemu.backdoor import Backdoor
 from pytest_spapr.qemu.channels import LineReader
@@ -111,7 +111,7 @@ class Instance:
             channels = Channels(**{name: end.fileno() for name, end in theirs.items()})
             # Read by a thread of its own, as a descriptor of its own.
             self._service = ours["service"].dup()
-            for name, hear in (("console", self._hear_console), ("kernel", self._hear_kernel), ("service", self._hear_service)):
+            for name, hear in listeners(self.timeline).items():
                 reader = self._readers[name] = LineReader(ours[name].detach(), hear, name=name)
                 self.timeline.follow(reader.catch_up)
                 # The reader ends when QEMU closes its end; its last lines belong to the timeline.
@@ -153,14 +153,3 @@ class Instance:
                 f"{build.name} ({build.version_text}) writes no spapr_drc_* trace events to stderr, which verdicts rest on. "
                 "Configure it with --enable-trace-backends=log, which is QEMU's default."
             ) from error
-
-    def _hear_console(self, line: str) -> None:
-        self.timeline.record(Lane.CONSOLE, line)
-
-    def _hear_kernel(self, line: str) -> None:
-        # Lines that begin with a space carry a record's properties (" SUBSYSTEM=pci"), which nobody asked for.
-        if not line.startswith(" "):
-            self.timeline.record(Lane.KERNEL, kmsg_text(line))
-
-    def _hear_service(self, line: str) -> None:
-        self.timeline.record(Lane.SERVICE, line)

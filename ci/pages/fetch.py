@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import platform
+import subprocess
 import sys
 from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
-from ci.pages.browser import found
+from ci.pages.browser import VARIABLE, found
 from pytest_spapr import config
 from pytest_spapr.builds import store
 from pytest_spapr.cache import Cache
 from pytest_spapr.debian import prefix
 from pytest_spapr.debian.apt import AptState
 from pytest_spapr.debian.mirror import find_mirror
-from pytest_spapr.errors import SpaprError
+from pytest_spapr.errors import BuildError, SpaprError
 from pytest_spapr.progress import Progress, progress_for
 
 _KIND: Final = "chromium"
@@ -34,7 +36,9 @@ _EXCLUDED: Final = (
 _LIBC: Final = ("libc6", "libc-bin", "libgcc-s1", "libstdc++6")
 _PROGRAM: Final = """#!/bin/sh
 root=$(dirname "$(readlink -f "$0")")/root
-export LD_LIBRARY_PATH=$root/usr/lib/{triplet}:$root/lib/{triplet}:$root/usr/lib/chromium
+libraries=$root/usr/lib/{triplet}
+# libpulse finds its own part by its absolute path.
+export LD_LIBRARY_PATH=$libraries:$root/lib/{triplet}:$root/usr/lib/chromium:$libraries/pulseaudio
 exec "$root/usr/lib/chromium/chromium" "$@"
 """
 
@@ -43,15 +47,17 @@ def fetch(cache: Cache, mirror: str, progress: Progress) -> Path:
     """Return the Chromium in the cache, else from the mirror: 190 MB, a minute; 480 MB unpacked.
 
     :raises MirrorError: the mirror does not have it. :raises VerificationError: signature or hash mismatch.
-    :raises CacheError: disk full. :raises BuildError: no packages are known for this machine's architecture.
+    :raises CacheError: disk full. :raises BuildError: no packages are known for this machine's architecture, or it does not start.
     """
     architecture, suite = store.architecture(), _suite()
-    entry = (_KIND, f"{suite}-{architecture}")
+    # An older script found other libraries.
+    entry = (_KIND, f"{suite}-{architecture}-{sha256(_PROGRAM.encode()).hexdigest()[:8]}")
     program = cache.entry(*entry) / "chromium"
 
     def describe(directory: Path, _versions: Mapping[str, str]) -> None:
         (directory / program.name).write_text(_PROGRAM.format(triplet=store.triplet_of(architecture)), encoding="utf-8")
         (directory / program.name).chmod(0o755)
+        _require_start(directory / program.name)
 
     def make() -> None:
         apt = AptState(cache, mirror, (suite,), architecture, progress)
@@ -69,6 +75,15 @@ def fetch(cache: Cache, mirror: str, progress: Progress) -> Path:
         )
 
     return prefix.obtain(cache, entry, lambda: program if program.exists() else None, make, progress, what="Chromium")
+
+
+def _require_start(program: Path) -> None:
+    """Raise BuildError where it does not start, as it does where a library is missing."""
+    done = subprocess.run([program, "--version"], check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        raise BuildError(
+            f"the Chromium of Debian's packages does not start: {done.stdout.strip()}. Set {VARIABLE} to one that does"
+        )
 
 
 def _suite() -> str:

@@ -35,6 +35,7 @@ from pytest_spapr.hotplug.defects import KNOWN_DEFECTS
 from pytest_spapr.supply import check_named
 
 if TYPE_CHECKING:
+    from pytest_spapr.qemu.build import QemuBuild
     from pytest_spapr.slots import Lease
 
 _SOUND, _FOUND = 0, 1
@@ -60,6 +61,9 @@ def add(areas: Areas, common: argparse.ArgumentParser) -> None:
         action="append",
         metavar="PATH|NAME",
         help="a QEMU build, as --spapr-qemu names it; two of them, with --no-guest, for what one does and the other does not",
+    )
+    parser.add_argument(
+        "--onward", metavar="PATH|NAME", help="the build that machines migrate to, with --no-guest (default: their own)"
     )
     parser.add_argument("--image", metavar="NAME|DIRECTORY|DISK", help="guest image (default: SPAPR_IMAGE, else debian-12)")
     parser.add_argument(
@@ -118,6 +122,7 @@ class _Given:
     settings: tuple[Settings, ...]
     guest: bool
     forgotten: tuple[str, ...]
+    onward: str | None = None
 
 
 def _explore(run: Run) -> int:
@@ -131,19 +136,21 @@ def _explore(run: Run) -> int:
             "builds with --no-guest."
         )
     cell, *others = obtain(run, settings) if guest else _without_guest(run, settings)
-    subject = _subject(cell, guest=guest)
+    onward = _onward(cell, arguments.onward)
+    subject = _subject(cell, onward, guest=guest)
     seed = secrets.randbelow(_SEEDS) if arguments.seed is None else arguments.seed
     seconds = 60 * (arguments.minutes or _MINUTES) if arguments.minutes or arguments.examples is None else float("inf")
     # To the microsecond: a process may explore more than once.
     directory = arguments.output / f"explore-{datetime.now().astimezone():%Y%m%dT%H%M%S.%f}-{os.getpid()}"
-    store = directory / "histories" if arguments.fresh else _store(run, cell, guest=guest)
+    store = directory / "histories" if arguments.fresh else _store(run, cell, onward, guest=guest)
     campaign = Campaign(seed, Deadline(seconds), arguments.examples, arguments.guided, cell.build().features, store)
     campaign.round = _ROUND_WITH_GUEST if guest else _ROUND
     campaign.first, campaign.shrink = arguments.first, float(arguments.shrink)
     tested = " and ".join((subject.qemu, *(other.build().version_text for other in others)))
+    tested += "" if onward is None else f", moving to {onward.version_text}"
     tested += f", {subject.accelerator}, {subject.guest or 'no guest'}"
     sys.stderr.write(f"{tested}, seed {seed}\n")
-    given = _Given(settings, guest, tuple(arguments.forget))
+    given = _Given(settings, guest, tuple(arguments.forget), arguments.onward)
     try:
         for number, (order, found) in enumerate(_played(run, campaign, given), start=1):
             origin = "A history of an earlier run." if order.steps else f"Found with seed {seed}, in round {order.number}."
@@ -165,11 +172,16 @@ def _without_guest(run: Run, settings: Sequence[Settings]) -> tuple[Cell, ...]:
     return cells
 
 
-def _subject(cell: Cell, *, guest: bool) -> Subject:
+def _onward(cell: Cell, name: str | None) -> QemuBuild | None:
+    """Return the build that machines move to, if one is named."""
+    return None if name is None else cell.other_build(name)
+
+
+def _subject(cell: Cell, onward: QemuBuild | None, *, guest: bool) -> Subject:
     """Return what is explored, for whoever is told of what was found."""
     from pytest_spapr.explore import guest_ground
 
-    without = firmware_subject(cell.build(), cell.accelerator())
+    without = firmware_subject(cell.build(), cell.accelerator(), onward)
     if not guest:
         return without
     image, shape = cell.image(), {**guest_ground.SHAPE, **_mode(cell.settings)}
@@ -189,10 +201,11 @@ def _mode(settings: Settings) -> dict[str, Any]:
     return {name: value for name, value in said.items() if value not in (None, "auto", ())}
 
 
-def _store(run: Run, cell: Cell, *, guest: bool) -> Path:
-    """Return where what was found with this build, and with this guest, is kept for the next run."""
+def _store(run: Run, cell: Cell, onward: QemuBuild | None, *, guest: bool) -> Path:
+    """Return where what was found with this build, or with these two, and with this guest, is kept for the next run."""
     name = cell.image().name if guest else "no-guest"
-    return run.cache.directory("explore", f"{name}-{cell.build().sha256[:16]}")
+    builds = [build.sha256[:16] for build in (cell.build(), onward) if build is not None]
+    return run.cache.directory("explore", "-".join((name, *builds)))
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -200,6 +213,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ConfigError("--image has no meaning with --no-guest: leave out one of them.")
     if arguments.guided and not arguments.no_guest:
         raise ConfigError("--guided is for --no-guest, where the connectors' states are known at each step: give both.")
+    if arguments.onward and (not arguments.no_guest or len(arguments.qemu or ()) > 1):
+        raise ConfigError("--onward is for one build with --no-guest: its machines move to the other one.")
     if unknown := sorted(set(arguments.forget) - KNOWN_DEFECTS.keys()):
         raise ConfigError(f"--forget={unknown[0]}: no known defect is called so; `spapr defects` lists them.")
     if importlib.util.find_spec("hypothesis") is None:
@@ -259,7 +274,9 @@ def _ground(given: _Given) -> Iterator[tuple[Ground, Callable[[], Lease]]]:
         if not given.guest:
             weight = slots.weight(len(cells), len(cells) * SHAPE["memory"])
             other = others[0] if others else None
-            yield FirmwareGround(harness, accelerator, given.forgotten, other=other), partial(slots.take, weight)
+            onward = _onward(cell, given.onward)
+            without = FirmwareGround(harness, accelerator, given.forgotten, other=other, onward=onward)
+            yield without, partial(slots.take, weight)
             return
         image, starter = cell.image(), Starter(cell.cache(), settings.template_space.value)
         contract = supply_contract(settings, cell.build(), image)

@@ -27,6 +27,7 @@ class Subject:
 
     :ivar qemu: in words. :ivar command: how to run it. :ivar machine: its arguments. :ivar shape: the same for a test.
     :ivar accelerator: e.g. ``tcg``. :ivar version: e.g. ``(11, 1, 3)``. :ivar guest: in words; empty where there is none.
+    :ivar onward: the build that machines move to, if it is another one.
     """
 
     qemu: str
@@ -36,6 +37,7 @@ class Subject:
     accelerator: str
     version: tuple[int, ...]
     guest: str = ""
+    onward: script.Onward | None = None
 
 
 def story(found: Shrunk, subject: Subject, origin: str) -> str:
@@ -63,8 +65,8 @@ def write(directory: Path, found: Shrunk, subject: Subject, origin: str) -> str:
         test = guest_script.test(violation, text, name, subject.shape)
         again = f"python3 {name}.py QMP-SOCKET, of a QEMU whose guest is up"
     else:
-        plain = script.script(violation, text, f"{name}.py", subject.command, subject.machine)
-        test = script.test(violation, text, name, subject.shape)
+        plain = script.script(violation, text, f"{name}.py", subject.command, subject.machine, subject.onward)
+        test = script.test(violation, text, name, subject.shape, subject.onward)
         again = f"python3 {name}.py {shlex.join(subject.command)}"
     (directory / f"{name}.py").write_text(plain, encoding="utf-8")
     (directory / f"test_{name}.py").write_text(test, encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
@@ -12,11 +13,12 @@ from typing import TYPE_CHECKING, Any, Final
 from pytest_spapr.coverage import connectors
 from pytest_spapr.coverage.replay import Driven
 from pytest_spapr.deadline import Deadline
-from pytest_spapr.errors import DeadlineExpired, MachineDied, MachineError, QmpRefused
+from pytest_spapr.errors import ConfigError, DeadlineExpired, MachineDied, MachineError, QmpRefused
 from pytest_spapr.explore.findings import Subject
 from pytest_spapr.explore.history import History, Twins, Violation
 from pytest_spapr.explore.known import Avoid, known_defect
 from pytest_spapr.explore.model import DELETED, Facts
+from pytest_spapr.explore.script import Onward
 from pytest_spapr.explore.search import Source
 from pytest_spapr.explore.steps import Aside, Call, Command, Move, OddCall, Step, TakeEvents
 from pytest_spapr.explore.world import Seen, World, WorldEnded
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 
 #: More than a history can use up. A core that comes takes one of TCG's contexts for good (known defect ``tcg-contexts-run-out``).
 SHAPE: Final[dict[str, Any]] = {"max_cpus": 128, "slots": 32, "memory": 256, "max_memory": 32768}
+_VERSIONED: Final = re.compile(r"pseries-(\d+\.\d+)")
 #: A command that fails has QEMU run what waits for RCU (drain_call_rcu in qmp_device_add): the end of PCI devices and PHBs.
 DRAIN: Final = Command("device_add", {"driver": "no-such-device"})
 
@@ -48,15 +51,18 @@ class FirmwareWorld:
     """A fresh machine; 0.3 s to start. :ivar machine: it.
 
     :param core_type: what histories call its cores, if not as it does itself: builds differ in that.
+    :param onward: the build that it moves to, if not its own; see :func:`shape_for`.
     """
 
-    def __init__(self, harness: Harness, accelerator: str, *, core_type: str | None = None) -> None:
+    def __init__(
+        self, harness: Harness, accelerator: str, *, core_type: str | None = None, onward: QemuBuild | None = None
+    ) -> None:
         with ExitStack() as made:
             directory = Path(made.enter_context(tempfile.TemporaryDirectory(prefix="spapr-")))
             path, self._monitor = directory / "qtest", directory / "qmp"
             arguments = (*Qtest.arguments(path), "-qmp", f"unix:{self._monitor},server=on,wait=off")
-            spec = MachineSpec(accelerator=accelerator, qemu_args=arguments, **SHAPE)
-            self._harness = harness
+            spec = MachineSpec(accelerator=accelerator, qemu_args=arguments, **shape_for(harness.build, accelerator, onward))
+            self._harness, self._onward = harness, onward
             self.machine = PseriesMachine.start(harness, spec, None, Timeline(), boot=False)
             made.callback(self.machine.close)
             self._qtest = made.enter_context(Qtest.at(path))
@@ -66,7 +72,11 @@ class FirmwareWorld:
             slots = self.machine.cores.slots()
             self._cores = {core_type or slots[0]["type"]: slots[0]["type"]}
             self.facts = Facts(
-                core_type=core_type or slots[0]["type"], cores=len(slots), slots=spec.slots, features=self.machine.build.features
+                core_type=core_type or slots[0]["type"],
+                cores=len(slots),
+                slots=spec.slots,
+                features=harness.build.features,
+                onward=None if onward is None else onward.features,
             )
             connectors.watch(self.machine)
             self._seen = self.machine.timeline.mark()
@@ -87,7 +97,7 @@ class FirmwareWorld:
                 case Move():
                     # Said also of a move that fails.
                     options = self._devices()
-                    self.machine.migrate()
+                    self.machine.migrate(self._onward)
                 case Call(transition):
                     assert index is not None
                     status = int(self._guest.do(transition, index))
@@ -211,19 +221,27 @@ class FirmwareScene:
 class FirmwareGround:
     """Fresh machines of one build, or of two that are to do the same.
 
-    :param other: the other one. :param forgotten: ids of known defects that are to count as news.
+    :param other: the other one. :param onward: the build that machines move to, if not their own.
+    :param forgotten: ids of known defects that are to count as news.
     """
 
     def __init__(
-        self, harness: Harness, accelerator: str, forgotten: Collection[str] = (), *, other: Harness | None = None
+        self,
+        harness: Harness,
+        accelerator: str,
+        forgotten: Collection[str] = (),
+        *,
+        other: Harness | None = None,
+        onward: QemuBuild | None = None,
     ) -> None:
         self._harness = harness
         self._other = other
+        self._onward = onward
         self._accelerator = accelerator
         self._forgotten = frozenset(forgotten)
 
     def scene(self) -> FirmwareScene:
-        world = FirmwareWorld(self._harness, self._accelerator)
+        world = FirmwareWorld(self._harness, self._accelerator, onward=self._onward)
         if self._other is None:
             return FirmwareScene(world)
         names = self._harness.build.name, self._other.build.name
@@ -236,21 +254,42 @@ class FirmwareGround:
         return rules_for(source)
 
     def known(self, violation: Violation) -> tuple[str, Avoid] | None:
-        for harness in filter(None, (self._harness, self._other)):
-            if (found := known_defect(violation, harness.build, self._accelerator, self._forgotten)) is not None:
+        builds = [harness.build for harness in filter(None, (self._harness, self._other))]
+        for build in filter(None, (*builds, self._onward)):
+            if (found := known_defect(violation, build, self._accelerator, self._forgotten)) is not None:
                 return found
         # Nothing is left out for what two builds do alike: there may be a difference behind it.
         return None if violation.defect is None else (violation.defect, Avoid.NOTHING)
 
 
-def firmware_subject(build: QemuBuild, accelerator: str) -> Subject:
-    """Return what is explored, for whoever is told of what was found."""
-    machine = (*machine_arguments(build, accelerator, SHAPE), "-nodefaults", "-display", "none", "-S")
+def shape_for(build: QemuBuild, accelerator: str, onward: QemuBuild | None = None) -> Mapping[str, Any]:
+    """Return what a machine is to be like. :param onward: the build that it is to move to, for which it needs names that last.
+
+    :raises ConfigError: the two builds have no versioned machine type in common.
+    """
+    if onward is None:
+        return SHAPE
+    versioned = {name: match[1] for name in build.machines & onward.machines if (match := _VERSIONED.fullmatch(name))}
+    if not versioned:
+        raise ConfigError(
+            f"{build.version_text} and {onward.version_text} have no machine type like pseries-7.2 in common: no machine can move from the "
+            "one to the other."
+        )
+    newest = max(versioned, key=lambda name: [int(part) for part in versioned[name].split(".")])
+    # The names without a version mean what each build likes; KVM's model is the host's anyway.
+    return {**SHAPE, "machine": newest} | ({"cpu": "power9_v2.0"} if accelerator == "tcg" else {})
+
+
+def firmware_subject(build: QemuBuild, accelerator: str, onward: QemuBuild | None = None) -> Subject:
+    """Return what is explored, for whoever is told of what was found. :param onward: the build that machines move to."""
+    shape = shape_for(build, accelerator, onward)
+    machine = (*machine_arguments(build, accelerator, shape), "-nodefaults", "-display", "none", "-S")
     return Subject(
         qemu=build.version_text,
         command=build.command,
         machine=machine,
-        shape=SHAPE,
+        shape=shape,
+        onward=None if onward is None else Onward(onward.name, onward.command),
         accelerator=accelerator,
         version=build.version,
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from pytest_spapr.explore.steps import Aside, Call, Command, Move, OddCall, Step, TakeEvents
@@ -38,13 +38,15 @@ class Facts:
     """What the model must know of a machine.
 
     :ivar core_type: the device model of its cores. :ivar cores: how many it can have. :ivar slots: for memory devices.
-    :ivar features: of the build, as ``QemuBuild.features``. :ivar cards: device models of PCI functions.
+    :ivar features: of the build, as ``QemuBuild.features``. :ivar onward: of the one that it moves to, if that is another one.
+    :ivar cards: device models of PCI functions.
     """
 
     core_type: str
     cores: int
     slots: int
     features: frozenset[str]
+    onward: frozenset[str] | None = None
     cards: tuple[str, ...] = ("virtio-rng-pci",)
 
 
@@ -142,6 +144,7 @@ class Model:
                 case Move():
                     # QEMU forgets which DIMMs are pending, not which LMBs are: they can be asked for once more.
                     self._pending_dimms.clear()
+                    self.facts = replace(self.facts, features=self.facts.onward or self.facts.features)
         except _Refused:
             expected = Expected(refused=True)
         self.owed.update(expected.deleted)

@@ -6,7 +6,7 @@ import json
 import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from pytest_spapr.explore.history import Done, Violation
@@ -37,6 +37,8 @@ from pathlib import Path
 from qemu.qmp import ExecuteError, QMPClient
 
 QEMU = sys.argv[1:] or {command!r}
+# Where the machine moves to.
+ONWARD = {onward}
 MACHINE = {machine!r}
 
 
@@ -45,8 +47,8 @@ class Machine:
 
     count = 0
 
-    def __init__(self, directory):
-        self.directory = directory
+    def __init__(self, directory, qemu=QEMU):
+        self.directory, self.qemu = directory, qemu
 
     async def start(self, *options):
         Machine.count += 1
@@ -58,7 +60,7 @@ class Machine:
             server.listen()
             channels = ["-qmp", f"unix:{{qmp}}", "-qtest", f"unix:{{qtest}}", "-qtest-log", "none"]
             channels += ["-qmp", f"unix:{{self.other}},server=on,wait=off"]
-            self.process = subprocess.Popen([*QEMU, *MACHINE, *channels, *options])
+            self.process = subprocess.Popen([*self.qemu, *MACHINE, *channels, *options])
             await self.qmp.accept()
             self.stream = server.accept()[0].makefile("rwb", buffering=0)
 
@@ -86,7 +88,7 @@ class Machine:
         await qmp.disconnect()
 
     async def migrate(self, *options):
-        other, uri = Machine(self.directory), {{"uri": f"unix:{{self.other}}.move"}}
+        other, uri = Machine(self.directory, ONWARD), {{"uri": f"unix:{{self.other}}.move"}}
         await other.start(*options, "-incoming", "defer")
         await other.qmp.execute("migrate-incoming", uri)
         await self.qmp.execute("migrate", uri)
@@ -166,13 +168,13 @@ from pathlib import Path
 import pytest
 
 from pytest_spapr import Lane, LaunchMachine, PlayedGuest, QmpRefused, Qtest
-from pytest_spapr.hotplug.drc import connector_states
+{imports}from pytest_spapr.hotplug.drc import connector_states
 from pytest_spapr.hotplug.drc_model import State, Transition
 from pytest_spapr.hotplug.rtas import Status
 from pytest_spapr.qemu.vmstate import device_state
 
 
-def test_{name}(launch_machine: LaunchMachine) -> None:
+def test_{name}(launch_machine: LaunchMachine{fixtures}) -> None:
     with tempfile.TemporaryDirectory(prefix="spapr-") as directory:
         path = Path(directory, "qtest")
         machine = launch_machine(image=None, boot=False, qemu_args=Qtest.arguments(path), {shape})
@@ -193,22 +195,45 @@ def test_{name}(launch_machine: LaunchMachine) -> None:
 '''
 
 
-def script(violation: Violation, story: str, name: str, command: Sequence[str], machine: Sequence[str]) -> str:
+@dataclass(frozen=True, slots=True)
+class Onward:
+    """The build that machines move to. :ivar name: as ``--spapr-qemu`` takes it. :ivar command: how to run it."""
+
+    name: str
+    command: Sequence[str]
+
+
+def script(
+    violation: Violation,
+    story: str,
+    name: str,
+    command: Sequence[str],
+    machine: Sequence[str],
+    onward: Onward | None = None,
+) -> str:
     """Return a program that does what broke, for whoever has Python, qemu.qmp and a QEMU; it prints what comes of each step.
 
     :param story: what it is about. :param name: of its file. :param command: how to run the QEMU that it was seen with.
-    :param machine: that one's arguments.
+    :param machine: that one's arguments. :param onward: the build that the machine moves to, if it is another one.
     """
     steps = textwrap.indent("\n".join(map(_plain, violation.done)), " " * 4)
-    return _SCRIPT.format(story=_wrapped(story), name=name, command=list(command), machine=list(machine), steps=steps)
+    there = "QEMU" if onward is None else repr(list(onward.command))
+    return _SCRIPT.format(
+        story=_wrapped(story),
+        name=name,
+        command=list(command),
+        onward=there,
+        machine=list(machine),
+        steps=steps,
+    )
 
 
-def test(violation: Violation, story: str, name: str, shape: Mapping[str, Any]) -> str:
+def test(violation: Violation, story: str, name: str, shape: Mapping[str, Any], onward: Onward | None = None) -> str:
     """Return a test that fails where it broke, for pytest with this plugin.
 
-    :param name: of the test, without ``test_``. :param shape: of its machine.
+    :param name: of the test, without ``test_``. :param shape: of its machine. :param onward: as for :func:`script`.
     """
-    steps = textwrap.indent("\n".join(line for done in violation.done for line in _asserted(done)), " " * 12)
+    steps = textwrap.indent("\n".join(line for done in violation.done for line in _asserted(done, onward)), " " * 12)
     told: Counter[tuple[str, str]] = Counter()
     for done in violation.done:
         told.update(done.expected.told)
@@ -216,6 +241,8 @@ def test(violation: Violation, story: str, name: str, shape: Mapping[str, Any]) 
     return _TEST.format(
         story=_wrapped(story),
         name=name,
+        imports="from pytest_spapr.cells import Cell\n" if onward else "",
+        fixtures=", spapr_cell: Cell" if onward else "",
         shape=", ".join(f"{key}={value!r}" for key, value in shape.items()),
         steps=steps,
         deleted=DELETED,
@@ -245,7 +272,7 @@ def _plain(done: Done) -> str:
             raise ValueError("this is a step with a guest")
 
 
-def _asserted(done: Done) -> Iterator[str]:
+def _asserted(done: Done, onward: Onward | None) -> Iterator[str]:
     match done.step:
         case Command("system_reset"):
             yield "machine.reset(wait=False)"
@@ -261,11 +288,11 @@ def _asserted(done: Done) -> Iterator[str]:
         case OddCall(cells):
             yield f'assert qtest.rtas("set-indicator", {cells}) == (Status.PARAMETER_ERROR,)'
         case Move():
-            yield "machine.migrate()"
+            yield f"machine.migrate(spapr_cell.other_build({onward.name!r}))" if onward else "machine.migrate()"
             yield "qtest.reconnect(path)"
         case Aside(command):
             yield "# By another monitor, which goes then."
-            yield from _asserted(replace(done, step=command))
+            yield from _asserted(replace(done, step=command), onward)
         case TakeEvents():
             yield f"assert qtest.take_events() == {done.expected.count}"
         case Act():

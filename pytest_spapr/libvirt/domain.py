@@ -27,8 +27,8 @@ from pytest_spapr.errors import DeadlineExpired, MachineDied, MachineError
 from pytest_spapr.guest.boot import await_ready
 from pytest_spapr.guest.console import ConsoleShell
 from pytest_spapr.guest.guest import Guest
-from pytest_spapr.guest.kernel_log import kmsg_text
 from pytest_spapr.guest.ssh import Ssh, forwarded_port
+from pytest_spapr.guest.streams import listeners
 from pytest_spapr.images.store import GuestImage
 from pytest_spapr.libvirt.daemon import Answer, Daemon
 from pytest_spapr.machine import Harness
@@ -208,7 +208,7 @@ class Domain:
 
     def _read_consoles(self, ends: dict[str, socket.socket]) -> ConsoleShell:
         """Put all that the guest says on the timeline, from now until QEMU's end."""
-        for name, hear in (("console", self._hear_console), ("kernel", self._hear_kernel), ("service", self._hear_service)):
+        for name, hear in listeners(self.timeline).items():
             reader = LineReader(ends[name].dup().detach(), hear, name=name)
             self.timeline.follow(reader.catch_up)
             self._streams.callback(reader.join, _JOIN_SECONDS)
@@ -281,17 +281,6 @@ class Domain:
         while not any(name == "metadata-change" for name, _ in self.events(since)):
             deadline.require("virsh event to listen")
             self.virsh("desc", "--live", "heard").check()
-
-    def _hear_console(self, line: str) -> None:
-        self.timeline.record(Lane.CONSOLE, line)
-
-    def _hear_kernel(self, line: str) -> None:
-        # Lines that begin with a space carry a record's properties.
-        if not line.startswith(" "):
-            self.timeline.record(Lane.KERNEL, kmsg_text(line))
-
-    def _hear_service(self, line: str) -> None:
-        self.timeline.record(Lane.SERVICE, line)
 
     def _hear_event(self, line: str) -> None:
         if (match := _EVENT.search(line)) is not None:

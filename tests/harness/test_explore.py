@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pytest_spapr import LaunchMachine, MachineError, QemuBuild
+from pytest_spapr.cells import Cell
 from pytest_spapr.explore import findings, script
 from pytest_spapr.explore.firmware import SHAPE, FirmwareGround, firmware_subject
 from pytest_spapr.explore.history import Violation
@@ -122,6 +124,20 @@ def test_the_script_of_what_was_found_does_every_kind_of_step(
     assert "check-exception -> 2 events" in done.stdout
     assert "DEVICE_DELETED {'device': 'core1'" in done.stdout
     assert "QEMU lives\nQEMU ended with status " in done.stdout
+
+
+def test_a_machine_moves_to_a_newer_build_and_the_script_has_both(
+    tmp_path: Path, spapr_cell: Cell, qemu_build: QemuBuild, spapr_harness: Harness, spapr_accelerator: str
+) -> None:
+    older = spapr_cell.other_build("7.2")
+    sound = played(FirmwareGround(replace(spapr_harness, build=older), spapr_accelerator, onward=qemu_build))
+    subject = firmware_subject(older, spapr_accelerator, qemu_build)
+    assert subject.shape["machine"] == "pseries-7.2"
+    findings.write(tmp_path / "violation-1", Shrunk(sound, 1, 1, 1), subject, "")
+    command = [sys.executable, str(tmp_path / "violation-1/violation_1.py")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, env=dict(qemu_build.env))
+    assert "migrate -> completed\n" in done.stdout
+    assert "QEMU lives\n" in done.stdout
 
 
 @pytest.mark.spapr_defect("dimm-refused-after-migration")

@@ -13,7 +13,7 @@ from pytest_spapr.timeline import Record
 def say(guest: Guest, uart: VfioFunction, text: str) -> None:
     """Send a line through a serial port of the guest, and see it arrive at the server."""
     before = len(uart.sent)
-    guest.run(f"printf {text} > /dev/{tty(guest, uart)}").check()
+    guest.ask(f"printf {text} > /dev/{tty(guest, uart)}").check()
     assert uart.sent[before:] == text.encode()
 
 
@@ -37,7 +37,7 @@ def require_gone(guest: Guest, uart: VfioFunction, since: int) -> None:
     assert uart.peer.mapped == 0
     assert uart.views().qemu is Presence.ABSENT
     assert uart.address not in guest.pci.functions()
-    assert guest.run(f"test ! -e /sys/bus/pci/devices/{uart.address}").status == 0
+    assert guest.ask(f"test ! -e /sys/bus/pci/devices/{uart.address}").status == 0
 
 
 def comes_and_goes(guest: Guest, contract: Contract, uart: VfioFunction) -> Attempt:
@@ -52,13 +52,13 @@ def comes_and_goes(guest: Guest, contract: Contract, uart: VfioFunction) -> Atte
 def vendor(guest: Guest, uart: VfioFunction) -> str:
     """Return what the guest reads now of the device's vendor number, from its configuration space."""
     read = f"hexdump -n 2 -e '1/2 \"%04x\"' /sys/bus/pci/devices/{uart.address}/config"
-    return guest.run(read).check().stdout.strip()
+    return guest.ask(read).check().stdout.strip()
 
 
 def read_soon(guest: Guest, uart: VfioFunction) -> None:
     """Have the guest read the device's vendor number when this command has been answered: later no answer would come through."""
     read = f"usleep 500000; dd if=/sys/bus/pci/devices/{uart.address}/config bs=4 count=1 of=/dev/null"
-    guest.run(f"setsid sh -c '{read}' > /dev/null 2>&1 < /dev/null &").check()
+    guest.ask(f"setsid sh -c '{read}' > /dev/null 2>&1 < /dev/null &").check()
 
 
 def await_event(machine: PseriesMachine, name: str, since: int) -> Record:

@@ -46,6 +46,7 @@ def test_a_reset_that_is_answered_too_late_is_a_broken_connection(
     with uart.held(frozenset({Command.RESET})):
         attempt = uart.unplug()
         assert attempt == contract.removal(uart)
+    assert "without an answer" in str(uart.await_disconnect(attempt.began).data)
     assert not said(machine, "unexpected reply|bad header", attempt.began)
     require_gone(guest, uart, attempt.began)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -60,6 +60,7 @@ def test_a_reset_waits_for_a_device_that_holds_its_answer(machine: PseriesMachin
         with uart.held(frozenset({Command.RESET})):
             reset = pool.submit(machine.reset, wait=False)
             held = await_message(machine, uart, "RESET", before)
+            assert not wait([reset], timeout=1.0).done
         reset.result()
     assert await_event(machine, "RESET", before).seq > held.seq
     assert not said(machine, "timed out", before)
@@ -72,12 +73,15 @@ def test_a_machine_quits_while_a_device_holds_its_answer(machine: PseriesMachine
     (uart,) = machine.vfio.plug()
     require_used(guest, uart)
     before = machine.timeline.mark()
-    with uart.held():
+    with ThreadPoolExecutor(1) as pool, uart.held():
         read_soon(guest, uart)
         await_message(machine, uart, "REGION_READ", before)
+        answer = pool.submit(machine.status)
+        assert not wait([answer], timeout=1.0).done
         began = machine.timeline.now
         machine.quit()
         assert machine.timeline.now - began < _QUIT_SECONDS
+        assert answer.result() == "running"
     assert machine.process.exit_status == 0
     assert not [thread.name for thread in threading.enumerate() if thread.name == f"spapr-vfio-{uart.peer.name}"]
 

@@ -8,9 +8,8 @@ import pytest
 from pytest_spapr import cli
 from pytest_spapr.cache import Cache
 from pytest_spapr.hotplug.defects import KNOWN_DEFECTS
-from pytest_spapr.images import build as images
-from pytest_spapr.images import keys, store
-from pytest_spapr.images import recipe as recipes
+from pytest_spapr.images import store
+from tests.unit.cached_image import publish_image
 
 
 @pytest.fixture(autouse=True)
@@ -24,20 +23,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cache:
 @pytest.fixture
 def key(cache: Cache) -> str:
     """An image in the cache, as the recipe debian-12 would give it."""
-    recipe = recipes.load("debian-12")
-    facts = {
-        "name": recipe.name,
-        "recipe": recipe.digest,
-        "kernel_release": "6.1-test",
-        "page_size": 65536,
-        "packages": {"busybox": "1"},
-        "modules": ["virtio"],
-        "wanted_modules": ["virtio"],
-        "console_shell": True,
-    }
-    files = {store.VMLINUX: b"elf", store.CLIENT_KEY: b"key", store.HOST_KEY: f"{keys.generate().host_public}\n".encode()}
-    images._publish(cache, recipe.key, facts, {"userland": b"u", "modules": b"m", "keys": b"k"}, files)
-    return recipe.key
+    return publish_image(cache)
 
 
 def test_a_built_image_is_listed_shown_verified_and_removed(key: str, cache: Cache, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,13 +21,12 @@ from pytest_spapr.config import Settings
 from pytest_spapr.doctor import examine, host, python, storage, supplies, tools
 from pytest_spapr.doctor.check import Check, State, Theme, as_json, usable
 from pytest_spapr.errors import BuildError, ConfigError, SpaprError
-from pytest_spapr.images import build as images
-from pytest_spapr.images import keys
 from pytest_spapr.images import recipe as recipes
 from pytest_spapr.images import store as image_store
 from pytest_spapr.libvirt import daemon
 from pytest_spapr.progress import NullProgress
 from pytest_spapr.qemu.build import QemuBuild
+from tests.unit.cached_image import publish_image
 
 _REQUIREMENTS = ("pytest>=9.2", "hypothesis>=6; extra == 'explore'", "pytest-xdist>=3.8; extra == 'parallel'")
 _SCHEMA = Path(doctor.__file__).with_name("schema.json")
@@ -46,24 +45,7 @@ def settings(cache: Cache) -> Settings:
 @pytest.fixture
 def key_of_image(cache: Cache) -> Path:
     """The key of an image in the cache, as the recipe debian-12 would give it."""
-    recipe = recipes.load("debian-12")
-    facts = {
-        "name": recipe.name,
-        "recipe": recipe.digest,
-        "kernel_release": "6.1-test",
-        "page_size": 65536,
-        "packages": {},
-        "modules": [],
-        "wanted_modules": [],
-        "console_shell": True,
-    }
-    files = {
-        image_store.VMLINUX: b"elf",
-        image_store.CLIENT_KEY: b"key",
-        image_store.HOST_KEY: f"{keys.generate().host_public}\n".encode(),
-    }
-    images._publish(cache, recipe.key, facts, {"userland": b"u"}, files)
-    return cache.entry(image_store.KIND, recipe.key) / image_store.CLIENT_KEY
+    return cache.entry(image_store.KIND, publish_image(cache)) / image_store.CLIENT_KEY
 
 
 def _settings(cache: Cache, **given: Any) -> Settings:

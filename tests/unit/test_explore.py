@@ -7,6 +7,8 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -14,10 +16,12 @@ from pytest_spapr.deadline import Deadline
 from pytest_spapr.errors import ConfigError
 from pytest_spapr.explore import findings, history
 from pytest_spapr.explore.campaign import Campaign
+from pytest_spapr.explore.firmware import shape_for
 from pytest_spapr.explore.history import History, Twins, Violated, Violation
 from pytest_spapr.explore.known import Avoid
-from pytest_spapr.explore.model import LMB
+from pytest_spapr.explore.model import LMB, Model
 from pytest_spapr.explore.pairs import Pair, possible
+from pytest_spapr.explore.script import Onward
 from pytest_spapr.explore.search import Order, Outcome, play, play_round
 from pytest_spapr.explore.shrink import shrink
 from pytest_spapr.explore.steps import Aside, Call, Command, Move, OddCall, Step, TakeEvents, as_json, from_json
@@ -325,6 +329,37 @@ def test_what_was_found_is_written_with_a_script_and_a_test_that_are_python(tmp_
     report = (tmp_path / "violation-1/report.txt").read_text(encoding="utf-8")
     assert "fatal=True" in report
     assert findings.load(tmp_path / "violation-1/history.json") == (tuple(steps), violation.signature)
+
+
+def test_a_machine_that_moves_to_another_build_does_so_in_the_script_and_in_the_test(tmp_path: Path) -> None:
+    found = shrink(broken([Move(), CORE, UNPLUG, PHB], dies_of_phb_after_core), lambda _: None, Deadline(0))
+    findings.write(tmp_path / "violation-1", found, replace(SUBJECT, onward=Onward("12.0", ("newer-qemu",))), "")
+    script, test = (
+        (tmp_path / "violation-1" / name).read_text(encoding="utf-8") for name in ("violation_1.py", "test_violation_1.py")
+    )
+    assert "ONWARD = ['newer-qemu']\n" in script
+    assert "machine.migrate(spapr_cell.other_build('12.0'))\n" in test
+    ast.parse(script)
+    ast.parse(test)
+
+
+def test_the_model_goes_by_what_the_other_build_does_once_the_machine_has_moved() -> None:
+    model = Model(replace(FACTS, features=frozenset({"here"}), onward=frozenset({"there"})))
+    assert model.facts.features == {"here"}
+    for _ in range(2):
+        model.take(Move())
+        assert model.facts.features == {"there"}
+
+
+def test_a_machine_that_moves_on_has_the_newest_type_that_both_builds_have() -> None:
+    def build(*machines: str) -> Any:
+        return SimpleNamespace(machines=frozenset(machines), version_text="QEMU")
+
+    here = build("pseries", "pseries-9.2", "pseries-10.0", "pseries-2.12-sxxm")
+    shape = shape_for(here, "tcg", build("pseries", "pseries-9.2", "pseries-10.0", "pseries-11.1"))
+    assert (shape["machine"], shape["cpu"]) == ("pseries-10.0", "power9_v2.0")
+    with pytest.raises(ConfigError, match=r"no machine type like pseries-7\.2 in common"):
+        shape_for(here, "tcg", build("pseries", "pseries-11.1"))
 
 
 def test_a_machine_that_would_not_be_what_it_was_does_not_move() -> None:

@@ -53,6 +53,8 @@ def spapr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Explore:
     ("words", "error"),
     [
         (["--no-guest", "--image", "debian-12"], "--image has no meaning with --no-guest"),
+        (["--onward", "11.1"], "--onward is for one build with --no-guest"),
+        (["--no-guest", "--qemu", "7.2", "--qemu", "10.0", "--onward", "11.1"], "--onward is for one build with --no-guest"),
         (["--guided"], "--guided is for --no-guest"),
         (["--no-guest", "--forget", "nonesuch"], "--forget=nonesuch: no known defect is called so"),
         (["--qemu", "7.2", "--qemu", "11.1"], "expected one, or two builds with --no-guest"),

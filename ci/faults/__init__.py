@@ -1,0 +1,1 @@
+"""Maintainers' proof that every fault of a passed-through device makes a difference that some test notices."""
