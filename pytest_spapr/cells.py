@@ -121,7 +121,7 @@ class Cell:
         if accelerator := self._accelerator.value:
             found.append(accelerator)
         if image := self._image.value:
-            found.append(f"image {image.name}, Linux {image.kernel_release}")
+            found.append(f"image {image.name}, {image.kernel_text}")
         if build:
             found += contract_notes(self.settings, build)
         return ", ".join([f"{self.id}: {found[0]}", *found[1:]] if found and self.id else found)

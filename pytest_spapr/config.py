@@ -8,7 +8,6 @@ there are as many cells as pairs.
 from __future__ import annotations
 
 import os
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -20,15 +19,13 @@ from typing import Any, Generic, Literal, TypeVar
 import platformdirs
 
 from pytest_spapr.errors import ConfigError
+from pytest_spapr.size import parse_size
 
 T = TypeVar("T")
 Keep = Literal["never", "failed", "always"]
 Start = Literal["clone", "boot"]
 Firmware = Literal["auto", "vof", "slof"]
 TimelinePages = Literal["on", "off", "retain-on-failure"]
-
-
-_SIZE = re.compile(r"(?P<number>\d+(\.\d+)?)(?P<suffix>[KMGTkmgt]?)(i?[Bb])?")
 
 
 class Source(StrEnum):
@@ -107,11 +104,14 @@ OPTIONS = (
     Option(
         name="image",
         kind="place",
-        metavar="NAME|DIRECTORY",
-        help="guest image: a recipe's name, e.g. debian-12 (built when it is not in the cache), or the directory of a built image. "
-        "Repeat it to run the tests with several",
+        metavar="NAME|DIRECTORY|DISK",
+        help="guest image: a recipe's name, e.g. debian-12 (built when it is not in the cache), the directory of a built image, or a "
+        "disk of your own (.qcow2, .raw), which is never written. Repeat it to run the tests with several",
         many=True,
     ),
+    Option(name="ssh_user", kind="text", metavar="USER", help="who logs in to a disk: root (the default), or one with sudo"),
+    Option(name="ssh_key", kind="path", metavar="FILE", help="private key for that login. Else cloud-init is given a key"),
+    Option(name="ssh_password_file", kind="path", metavar="FILE", help="a file (mode 600) with the password for that login"),
     Option(name="kernel", kind="path", metavar="VMLINUX", help="boot this guest kernel instead of the image's"),
     Option(
         name="modules",
@@ -221,6 +221,9 @@ class Settings:
 
     qemu: Setting[str | None]
     image: Setting[str | None]
+    ssh_user: Setting[str | None]
+    ssh_key: Setting[Path | None]
+    ssh_password_file: Setting[Path | None]
     kernel: Setting[Path | None]
     modules: Setting[Path | None]
     contract: Setting[Path | None]
@@ -377,17 +380,6 @@ def _parse(option: Option, value: Any, base: Path, label: str) -> Any:
         case "size":
             return parse_size(str(value), f"{label}: ")
     return str(value)
-
-
-def parse_size(text: str, where: str = "") -> int:
-    """Return a size in bytes: ``500M``, ``8G``, or a number of bytes. The suffixes are powers of 1024.
-
-    :param where: who wrote it, for the error. :raises ConfigError: it is none.
-    """
-    match = _SIZE.fullmatch(text.strip())
-    if match is None:
-        raise ConfigError(f"{where}{text!r} is no size: expected a number with or without K, M, G or T behind it, e.g. 8G.")
-    return int(float(match["number"]) * 1024 ** " KMGT".index(match["suffix"].upper() or " "))
 
 
 def _flag(text: str, label: str) -> bool:

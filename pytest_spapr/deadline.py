@@ -93,6 +93,7 @@ class Budgets:
 
     :ivar launch: QEMU's start until its monitor answers.
     :ivar boot: from ``cont`` until the guest says that it is ready (SLOF included).
+    :ivar installed: the same for a disk of the user's own, until its ssh lets us in and its services are up.
     :ivar ssh: connection and authentication.
     :ivar command: one guest command.
     :ivar qmp: one QMP command.
@@ -102,6 +103,7 @@ class Budgets:
 
     launch: float
     boot: float
+    installed: float = 1200
     ssh: float
     command: float
     qmp: float
@@ -111,7 +113,7 @@ class Budgets:
 
 # TCG on a loaded two-core host was seen six times slower than idle (a boot of 53 s, not 9 s): a backstop must not be what fails.
 _TCG = Budgets(launch=30, boot=180, ssh=60, command=60, qmp=30, plug=60, unplug=90)
-_KVM = Budgets(launch=15, boot=60, ssh=20, command=20, qmp=10, plug=20, unplug=30)
+_KVM = Budgets(launch=15, boot=60, installed=300, ssh=20, command=20, qmp=10, plug=20, unplug=30)
 
 
 def budgets(accelerator: str) -> Budgets:

@@ -20,6 +20,7 @@ CI can tell a broken contract from broken infrastructure.
     ├── QmpRefused            QEMU answered a command with an error
     └── GuestError            the guest seen through its shells
         ├── SshFailed         no connection, wrong host key, connection lost
+        │   └── LoginRefused  the server is up and does not take the user
         ├── ShellFailed       no answer from the guest's console shell
         └── CommandFailed     a guest command ended with another status than 0
 """
@@ -128,6 +129,10 @@ class GuestError(SpaprError):
 
 class SshFailed(GuestError):
     """The ssh connection could not be made or was lost; whether a running command took effect is unknown."""
+
+
+class LoginRefused(SshFailed):
+    """The guest's ssh server is up, and does not take the user with this key or password."""
 
 
 class ShellFailed(GuestError):

@@ -117,7 +117,8 @@ class Instance:
             # Read by a thread of its own, as a descriptor of its own.
             self._service = ours["service"].dup()
             self._resources.callback(self._console.end)
-            for name, hear in {**listeners(self.timeline), "console": self._console}.items():
+            hearers: dict[str, Callable[[str], None]] = {**listeners(self.timeline), "console": self._console}
+            for name, hear in hearers.items():
                 reader = self._readers[name] = LineReader(ours[name].detach(), hear, name=name)
                 self.timeline.follow(reader.catch_up)
                 # The reader ends when QEMU closes its end; its last lines belong to the timeline.

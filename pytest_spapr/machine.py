@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -14,7 +13,8 @@ from pytest_spapr.errors import MachineError
 from pytest_spapr.guest.boot import await_ready
 from pytest_spapr.guest.console import ConsoleShell
 from pytest_spapr.guest.guest import Guest
-from pytest_spapr.guest.ssh import Ssh
+from pytest_spapr.guest.ssh import Ssh, forwarded_port
+from pytest_spapr.images.disk import About, Overlay, OwnDisk, overlay_for
 from pytest_spapr.images.store import GuestImage
 from pytest_spapr.instance import Instance
 from pytest_spapr.qemu.argv import READ_ONLY_RAM, Channels, MachineSpec, Ram, argv
@@ -29,7 +29,6 @@ from pytest_spapr.timeline import Branch, Lane, Record, Timeline
 if TYPE_CHECKING:
     from pytest_spapr.qemu.qmp import Qmp, QmpLoop
 
-_SSH_FORWARD: Final = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(?P<port>\d+)\s+\S+\s+22\b")
 _QUIT_SECONDS: Final = 5.0
 # Before it, no decrementer travels (target/ppc: "Migrate DECR SPR"): the guest's timers, RCU with them, wait for ever (``images.renew``).
 _MOVES_TIMERS: Final = (8, 2, 0)
@@ -55,8 +54,8 @@ class Machine:
     """A running pseries machine. Made by :meth:`start`, ended by :meth:`close`.
 
     :ivar spec: what was asked for. :ivar build: :ivar image: what it runs. :ivar timeline: all that was seen.
-    :ivar qmp: QEMU's monitor. :ivar process: QEMU's process. :ivar at_end: called once QEMU is gone.
-    :ivar at_move: called each time that another QEMU has the machine, which stands still.
+    :ivar qmp: QEMU's monitor. :ivar process: QEMU's process. :ivar about: what its guest was seen to be, of a disk of the user's own.
+    :ivar at_end: called once QEMU is gone. :ivar at_move: called each time that another QEMU has the machine, which stands still.
     """
 
     def __init__(self, harness: Harness, spec: MachineSpec, image: GuestImage | None, timeline: Timeline) -> None:
@@ -74,6 +73,8 @@ class Machine:
         self._ram: Ram | None = None
         self._timers_stand = False
         self._instance: Instance
+        self._overlay: Overlay | None = None
+        self.about: About | None = None
 
     @classmethod
     def start(
@@ -184,7 +185,10 @@ class Machine:
 
         :raises BootFailed: see :meth:`boot`.
         """
-        await_ready(self.timeline, since, Deadline(self.budgets.boot))
+        if isinstance(self.image, OwnDisk):
+            self.about = self.guest.log_in(since)
+        else:
+            await_ready(self.timeline, since, Deadline(self.budgets.boot))
 
     def await_records(self, matches: Callable[[Record], bool], count: int, since: int, what: str) -> list[Record]:
         """Return the first ``count`` records after the cursor ``since`` that match.
@@ -318,7 +322,8 @@ class Machine:
     def _started(self, ram: Ram | None) -> Iterator[Self]:
         """Launch QEMU for the ``with`` block, in which the machine is brought up; where that fails, nothing stays behind."""
         self._ram = ram
-        self._take_up(self._launch(self.timeline, ram))
+        with overlay_for(self.image, self.at_end) as self._overlay:
+            self._take_up(self._launch(self.timeline, ram))
         try:
             yield self
         except BaseException:
@@ -331,7 +336,7 @@ class Machine:
         harness, build = self._harness, other or self.build
 
         def command(channels: Channels) -> list[str]:
-            return argv(build, self.spec, self.image, channels, ram, devices)
+            return argv(build, self.spec, self.image, channels, ram, devices, self._overlay)
 
         door = Backdoor.new(build) if harness.backdoors else None
         return Instance(command, build, harness.loop, timeline, self.budgets, keep=harness.keep, backdoor=door)
@@ -368,23 +373,18 @@ class Machine:
             self.timeline,
             self.budgets,
             kernel_release=image.kernel_release,
-            running=self._is_running,
+            running=lambda: self.running,
         )
         self.timeline.listen(guest.hear)
         return guest
 
     def _ways(self, image: GuestImage) -> tuple[Ssh, ConsoleShell | None, Callable[[bytes], object]]:
         """Return the ways into the guest: ssh, its console shell, and what gives a clone the time."""
-        listing = self.qmp.hmp("info usernet")
-        forward = _SSH_FORWARD.search(listing)
-        if forward is None:
-            raise MachineError(f"QEMU forwards no port to the guest's ssh, `info usernet` says:\n{listing}")
-        ssh = Ssh(port=int(forward["port"]), client_key=image.client_key, host_key=image.host_key, timeline=self.timeline)
+        # A key that was learnt is the machine's for good.
+        known = image.host_key or (self._guest.host_key if self._guest else None)
+        port = forwarded_port(self.qmp.hmp("info usernet"))
+        ssh = Ssh(port=port, login=image.login, host_key=known, timeline=self.timeline)
         return ssh, self._instance.shell if image.console_shell else None, self._instance.tell_guest
-
-    def _is_running(self) -> bool:
-        __tracebackhide__ = True
-        return self.running
 
     def _await_event(self, name: str, since: int) -> Record:
         return self.timeline.wait(

@@ -85,8 +85,11 @@ class Starter:
         self, shared: Harness, spec: MachineSpec, image: GuestImage, timeline: Timeline, progress: Progress | None
     ) -> tuple[Template | None, str | None]:
         """Return the template, or why there is none."""
+        from pytest_spapr.images.disk import OwnDisk
         from pytest_spapr.templates import make, store
 
+        if isinstance(image, OwnDisk):
+            return None, "a disk of your own has no console shell, which gives a clone the time and entropy"
         key = make.key_for(shared.build, spec, image)
         with self._lock:
             if why := self._without.get(key):

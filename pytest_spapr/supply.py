@@ -139,8 +139,11 @@ def supply_image(settings: Settings, cache: Cache, progress: Progress) -> GuestI
     :raises ImageError: unknown or broken. :raises Unavailable: nothing named, and the default is not in the cache.
     """
     from pytest_spapr.images.build import resolve, with_kernel
+    from pytest_spapr.images.disk import is_disk
     from pytest_spapr.images.recipe import DEFAULT_IMAGE
 
+    if settings.image.value is not None and is_disk(settings.image.value):
+        return _own_disk(settings, Path(settings.image.value), cache, progress)
     name = settings.image.value or DEFAULT_IMAGE
     instead = f"Give --spapr-image=DIRECTORY, or --spapr-image={name} to build it"
 
@@ -150,6 +153,22 @@ def supply_image(settings: Settings, cache: Cache, progress: Progress) -> GuestI
     image = resolve(name, cache, mirror, progress, supply_install(cache, mirror, progress))
     kernel = settings.kernel.value
     return image if kernel is None else with_kernel(image, kernel, settings.modules.value, cache)
+
+
+def _own_disk(settings: Settings, path: Path, cache: Cache, progress: Progress) -> GuestImage:
+    """Return a disk of the user's own, with what a boot shows of it: contracts are chosen by that."""
+    from pytest_spapr.images import seed
+    from pytest_spapr.images.disk import open_disk
+    from pytest_spapr.images.login import given_login
+    from pytest_spapr.provision.examine import examine
+
+    if login := given_login(settings):
+        disk = open_disk(path, login)
+    else:
+        ours = seed.obtain(cache)
+        disk = open_disk(path, ours.login, host_key=ours.host_key, seed=ours.iso)
+    build = supply_build(settings, cache, progress)
+    return examine(disk, build, supply_accelerator(settings, build), cache.root / _PROBES, progress)
 
 
 def supply_install(cache: Cache, mirror: Callable[[], str], progress: Progress) -> Install:
@@ -246,7 +265,7 @@ def supply_contract(settings: Settings, build: QemuBuild, image: GuestImage) -> 
 
     path = settings.contract.value
     above = () if path is None else read_rows(path)
-    return Contract(build.features, image.kernel_release, qemu=build.version, above=above)
+    return Contract(build.features, image.kernel_release, qemu=build.version, above=above, rtas_errd=not image.lacks)
 
 
 def contract_notes(settings: Settings, build: QemuBuild) -> list[str]:
@@ -275,10 +294,13 @@ def check_recipe(settings: Settings) -> None:
 
     :raises ImageError: there is none; the message lists those there are.
     """
-    if settings.image.value is not None and "/" not in settings.image.value:
+    from pytest_spapr.images.disk import is_disk
+
+    name = settings.image.value
+    if name is not None and "/" not in name and not is_disk(name):
         from pytest_spapr.images.recipe import load
 
-        load(settings.image.value)
+        load(name)
 
 
 def check_machine(settings: Settings, build: QemuBuild) -> None:
@@ -302,11 +324,37 @@ def check_named(settings: Settings) -> None:
         from pytest_spapr.vfio.host import require_passable
 
         require_passable(settings.vfio_host.value, settings.vfio_host.label)
+    _check_disk(settings)
     kernel, modules = settings.kernel, settings.modules
     if kernel.value is not None and not kernel.value.is_file():
         raise ConfigError(f"{kernel.label}: there is no such file. Give the vmlinux of a ppc64 kernel.")
     if modules.value is not None and not modules.value.is_dir():
         raise ConfigError(f"{modules.label}: there is no such directory. Give the INSTALL_MOD_PATH of `make modules_install`.")
-    for place, what in ((settings.qemu, f"{BINARY} binary"), (settings.image, "directory of a guest image")):
+    for place, what in ((settings.qemu, f"{BINARY} binary"), (settings.image, "directory of a guest image or a disk")):
         if place.value is not None and "/" in place.value and not Path(place.value).exists():
             raise ConfigError(f"{place.label}: there is no such file or directory. Give the {what}, or a name without a slash.")
+
+
+def _check_disk(settings: Settings) -> None:
+    """Check a disk of the user's own and what stands beside it. :raises ConfigError: it is no disk, or does not take that."""
+    from pytest_spapr.images.disk import is_disk, open_disk
+    from pytest_spapr.images.login import Login, given_login
+
+    image = settings.image
+    if image.value is None or not is_disk(image.value):
+        for setting in (settings.ssh_user, settings.ssh_key, settings.ssh_password_file):
+            if setting.named:
+                raise ConfigError(
+                    f"{setting.label} is for a disk of your own: give it with --spapr-image=DISK.qcow2 or DISK.raw."
+                )
+        return
+    for given in (settings.kernel, settings.kernel_args):
+        if given.named:
+            raise ConfigError(f"{given.label}: {image.label} is a disk, which its own boot loader boots, with its own kernel.")
+    if settings.firmware.value == "vof":
+        raise ConfigError(f"{settings.firmware.label}: {image.label} is a disk, which only SLOF boots.")
+    given_login(settings)
+    try:
+        open_disk(Path(image.value), Login())
+    except ImageError as error:
+        raise ConfigError(f"{image.label}: {error}") from error

@@ -29,7 +29,7 @@ def add(areas: Areas, common: argparse.ArgumentParser) -> None:
     )
     for name in ("old", "new"):
         parser.add_argument(name, metavar=name.upper(), help="a QEMU build, as --spapr-qemu names it")
-    parser.add_argument("--image", metavar="NAME|DIRECTORY", help="guest image (default: SPAPR_IMAGE, else debian-12)")
+    parser.add_argument("--image", metavar="NAME|DIRECTORY|DISK", help="guest image (default: SPAPR_IMAGE, else debian-12)")
     parser.add_argument(
         "--runs",
         type=number_of("runs"),

@@ -31,7 +31,7 @@ def add(areas: Areas, common: argparse.ArgumentParser) -> None:
         "--qemu", action="append", metavar="PATH|NAME", help="the QEMU under test, as --spapr-qemu (default: SPAPR_QEMU)"
     )
     parser.add_argument(
-        "--image", action="append", metavar="NAME|DIRECTORY", help="the guest image, as --spapr-image (default: SPAPR_IMAGE)"
+        "--image", action="append", metavar="NAME|DIRECTORY|DISK", help="the guest image, as --spapr-image (default: SPAPR_IMAGE)"
     )
     parser.add_argument("--json", action="store_true", help="the same for programs; its form is pytest_spapr/doctor/schema.json")
     parser.set_defaults(run=_doctor)

@@ -65,7 +65,7 @@ def add(areas: Areas, common: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--onward", metavar="PATH|NAME", help="the build that machines migrate to, with --no-guest (default: their own)"
     )
-    parser.add_argument("--image", metavar="NAME|DIRECTORY", help="guest image (default: SPAPR_IMAGE, else debian-12)")
+    parser.add_argument("--image", metavar="NAME|DIRECTORY|DISK", help="guest image (default: SPAPR_IMAGE, else debian-12)")
     parser.add_argument(
         "--no-guest", action="store_true", help="without an operating system, whose calls are played: milliseconds a step"
     )

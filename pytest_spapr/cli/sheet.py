@@ -39,7 +39,7 @@ def add(areas: Areas, common: argparse.ArgumentParser) -> None:
         "--qemu", action="append", metavar="PATH|NAME", help="a QEMU build, as --spapr-qemu names it; may be repeated"
     )
     parser.add_argument(
-        "--image", action="append", metavar="NAME|DIRECTORY", help="a guest image (default: debian-12); may be repeated"
+        "--image", action="append", metavar="NAME|DIRECTORY|DISK", help="a guest image (default: debian-12); may be repeated"
     )
     parser.add_argument(
         "--output", type=Path, default=Path(), metavar="DIR", help="where the files go (default: the current directory)"

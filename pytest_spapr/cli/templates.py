@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import time
 
-from pytest_spapr import config
 from pytest_spapr.cache import Entry, megabytes
 from pytest_spapr.cli.run import Areas, Run, tell_removed
 from pytest_spapr.errors import CacheError
+from pytest_spapr.size import parse_size
 from pytest_spapr.templates import store as templates
 
 
@@ -82,7 +82,7 @@ def _removed(run: Run, entry: Entry) -> bool:
 
 def _template_gc(run: Run) -> None:
     given = run.arguments.max_size
-    bound = run.settings.template_space.value if given is None else config.parse_size(given, "--max-size: ")
+    bound = run.settings.template_space.value if given is None else parse_size(given, "--max-size: ")
     for entry in templates.trim(run.cache, bound):
         tell_removed(entry)
     left = run.cache.entries(templates.KIND)

@@ -6,6 +6,7 @@ import os
 import shlex
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from pytest_spapr.builds import packages, store
@@ -16,6 +17,8 @@ from pytest_spapr.errors import BuildError, ImageError, SpaprError
 from pytest_spapr.images import build as images
 from pytest_spapr.images import recipe as recipes
 from pytest_spapr.images import store as image_store
+from pytest_spapr.images.disk import is_disk, open_disk
+from pytest_spapr.images.login import Login
 from pytest_spapr.images.store import GuestImage
 from pytest_spapr.progress import NullProgress
 from pytest_spapr.supply import check_machine, check_named, contract_notes, supply_accelerator, supply_build
@@ -72,6 +75,12 @@ def image_under_test(settings: Settings, cache: Cache) -> Iterator[Check]:
     """Check the guest image that a run with these settings takes, and the key that opens its guest."""
     wanted = settings.image.value or recipes.DEFAULT_IMAGE
     name = f"under test: {wanted}"
+    if is_disk(wanted):
+        # That it is one was checked with the settings.
+        disk = open_disk(Path(wanted), Login())
+        found = f"a disk of your own, {disk.format}, {disk.size >> 30} GiB; who logs in shows when it is booted"
+        yield Check(Theme.IMAGES, name, State.FINE, found)
+        return
     try:
         image = images.find(wanted, cache)
     except SpaprError as error:

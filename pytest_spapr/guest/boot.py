@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from pytest_spapr.deadline import Deadline
-from pytest_spapr.errors import BootFailed, DeadlineExpired
+from pytest_spapr.errors import BootFailed, DeadlineExpired, LoginRefused, SshFailed
 from pytest_spapr.timeline import Lane, Record, Timeline
+
+if TYPE_CHECKING:
+    from pytest_spapr.guest.ssh import Ssh
 
 READY: Final = "init: ready"
 STARTED: Final = "init: started"
@@ -17,6 +20,14 @@ _PANIC: Final = re.compile(r"Kernel panic - not syncing: (?P<why>.*)")
 _PANICKED: Final = "its kernel panicked (GUEST_PANICKED)"
 # For what was written through one stream before something was told through another.
 _STRAGGLER_SECONDS: Final = 1.0
+
+
+# SLOF's last word, before its prompt.
+_UNBOOTABLE: Final = re.compile(r"E3407: Load failed")
+_TURN: Final = "the next try to log in"
+# A port that QEMU forwards takes connections whether or not the guest does.
+_ANSWER_SECONDS: Final = 30.0
+_REFUSED_SECONDS: Final = 60.0
 
 
 def await_ready(timeline: Timeline, since: int, deadline: Deadline) -> None:
@@ -34,6 +45,36 @@ def await_ready(timeline: Timeline, since: int, deadline: Deadline) -> None:
         failure = _panic_words(timeline, since)
     if failure:
         raise BootFailed(_report(timeline, since, failure), _phase(timeline, since))
+
+
+def await_login(ssh: Ssh, timeline: Timeline, since: int, deadline: Deadline) -> None:
+    """Wait for a guest that says nothing to us, begun after the cursor ``since``, to let us in.
+
+    :raises BootFailed: the kernel panicked, it shut down, or it let nobody in within the time.
+    """
+    refused: Deadline | None = None
+    while True:
+        try:
+            ssh.connect(deadline.sooner(_ANSWER_SECONDS))
+            return
+        except LoginRefused as error:
+            # Before its services are up a guest may know the user, and not his key; and lets only root in (pam_nologin).
+            refused = refused or deadline.sooner(_REFUSED_SECONDS)
+            late, why = refused.expired, str(error)
+        except SshFailed as error:
+            late, why = deadline.expired, str(error)
+        failure = ""
+        with suppress(DeadlineExpired):
+            failure = timeline.wait(_failure, since=since, deadline=deadline.sooner(1), what=_TURN)
+        if failure or late:
+            raise BootFailed(_report(timeline, since, failure or why), _phase(timeline, since))
+
+
+def _failure(record: Record) -> str | None:
+    """Return why a guest that does not know of us will never be up, or None."""
+    if record.lane is Lane.CONSOLE and (said := _UNBOOTABLE.search(record.text)):
+        return f"its firmware finds nothing to boot on the disk: {said[0]}"
+    return _verdict(record) or None
 
 
 def _verdict(record: Record) -> str | None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from pytest_spapr.deadline import Budgets, Deadline
 from pytest_spapr.errors import DeadlineExpired, GuestError, MachineError, ShellFailed, SshFailed
-from pytest_spapr.guest.boot import READY, STARTED, await_ready
+from pytest_spapr.guest.boot import READY, STARTED, await_login, await_ready
 from pytest_spapr.guest.completed import Completed
 from pytest_spapr.guest.console import ConsoleShell, ShellAbsent
 from pytest_spapr.guest.cpus import GuestCpus
@@ -21,12 +21,15 @@ from pytest_spapr.guest.memory import GuestMemory
 from pytest_spapr.guest.pci import GuestPci
 from pytest_spapr.guest.services import Drmgr, RtasErrd
 from pytest_spapr.guest.ssh import Ssh
+from pytest_spapr.guest.strange import prepare
 from pytest_spapr.guest.trouble import troubles
 from pytest_spapr.images.renew import ABSENT, CPUS, DONE, FAILED, SEED, message
 from pytest_spapr.timeline import Lane, Record, Timeline
 
 if TYPE_CHECKING:
     from testinfra.host import Host
+
+    from pytest_spapr.images.disk import About
 
 _REST_WINDOW: Final = 0.2
 # Two windows in a row, of fifty at most, in which the CPUs did next to nothing (/proc/uptime: the sum of their idle seconds).
@@ -180,6 +183,20 @@ class Guest:
     def taken_back(self) -> None:
         """Say that it is up again as it once was: a reset since then has not happened to it."""
         self._booting = None
+
+    @property
+    def host_key(self) -> str | None:
+        """The guest's ssh host key, if it is known by now."""
+        return self._ssh.host_key
+
+    def log_in(self, since: int) -> About:
+        """Wait until a guest that is not ours lets us in, after the cursor ``since``, set it up, and return what it is.
+
+        :raises BootFailed: it does not come up, or lets nobody in. :raises GuestError: it cannot be used.
+        """
+        deadline = Deadline(self._budgets.installed)
+        await_login(self._ssh, self._timeline, since, deadline)
+        return prepare(self, deadline)
 
     def disconnect(self) -> None:
         """Drop the ssh connection; the next command makes a new one."""

@@ -1,26 +1,28 @@
-"""One ssh connection to one guest: paramiko's transport, a pinned host key, one client key, no passwords."""
+"""One ssh connection to one guest: paramiko's transport, a pinned host key, and one key or password to log in with."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import select
 import shlex
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from pytest_spapr.deadline import Deadline
-from pytest_spapr.errors import DeadlineExpired, SshFailed
+from pytest_spapr.errors import DeadlineExpired, LoginRefused, MachineError, SshFailed
 from pytest_spapr.guest.completed import Completed, await_death_notice, record_answer, record_command
+from pytest_spapr.images.login import KEY_TYPE, ROOT, Login, require_host_key
 from pytest_spapr.timeline import Lane, Timeline
 
 if TYPE_CHECKING:
     import paramiko
 
+_FORWARD: Final = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(?P<port>\d+)\s+\S+\s+22\b")
 _CHUNK: Final = 65536
 _TAIL: Final = 500
 _LOG: Final = "pytest_spapr.ssh"
@@ -30,16 +32,30 @@ _NO_STATUS: Final = -1
 _NEVER: Final = 1e9
 
 
+def forwarded_port(listing: str) -> int:
+    """Return the host's port that leads to the guest's ssh. :param listing: what HMP's ``info usernet`` says.
+
+    :raises MachineError: there is none.
+    """
+    if (forward := _FORWARD.search(listing)) is None:
+        raise MachineError(f"QEMU forwards no port to the guest's ssh, `info usernet` says:\n{listing}")
+    return int(forward["port"])
+
+
 class Ssh:
     """A connection made once and kept; commands run one after another, each in a channel of its own.
 
     A command is never run again after a reconnect: it may have taken effect (``echo 0 > online``).
+
+    :param login: who logs in; commands of a user other than root go through ``sudo``.
+    :ivar host_key: the guest's, to which it is held. None until the first connection, which then learns it: it goes over the loopback to
+        the QEMU that this process has started.
     """
 
-    def __init__(self, *, port: int, client_key: Path, host_key: str, timeline: Timeline) -> None:
+    def __init__(self, *, port: int, login: Login, host_key: str | None, timeline: Timeline) -> None:
         self.port = port
-        self.client_key = client_key
-        self._host_key = host_key
+        self.host_key = host_key
+        self._login = login
         self._timeline = timeline
         self._transport: paramiko.Transport | None = None
 
@@ -62,6 +78,12 @@ class Ssh:
             self._log_in(deadline)
         except (paramiko.SSHException, OSError, EOFError, DeadlineExpired) as error:
             self.close()
+            if isinstance(error, paramiko.AuthenticationException) and not deadline.expired:
+                way = f"the key {self._login.key}" if self._login.key else "the password that was given"
+                raise LoginRefused(
+                    f"cannot log in to the guest on port {self.port}: {str(error).rstrip('.')}: it does not let {self._login.user} in "
+                    f"with {way}"
+                ) from error
             # Late, paramiko has many words for it ("No existing session").
             late = f"the guest's ssh server did not answer within {deadline.seconds:.1f} s" if deadline.expired else None
             raise self._lost(
@@ -91,7 +113,7 @@ class Ssh:
             with _limited(self.hang_up, deadline):
                 channel = self._transport.open_session(timeout=_NEVER)
             try:
-                _begin(channel, command, deadline)
+                _begin(channel, command if self._login.user == ROOT else f"sudo -n sh -c {shlex.quote(command)}", deadline)
                 in_time = output.collect(channel, deadline) and channel.status_event.wait(deadline.remaining)
                 status = channel.exit_status
             finally:
@@ -130,7 +152,8 @@ class Ssh:
     def command_line(self) -> str:
         """Return what a person types to log in."""
         options = "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR"
-        return f"ssh -p {self.port} -i {shlex.quote(str(self.client_key))} {options} root@127.0.0.1"
+        key = f"-i {shlex.quote(str(self._login.key))} " if self._login.key else ""
+        return f"ssh -p {self.port} {key}{options} {self._login.user}@127.0.0.1"
 
     def _log_in(self, deadline: Deadline) -> None:
         import paramiko
@@ -143,17 +166,26 @@ class Ssh:
         # Public-key arithmetic is what ssh costs under TCG: only curve25519 and ed25519, no ML-KEM, no RSA.
         options = transport.get_security_options()
         options.kex = ("curve25519-sha256@libssh.org",)
-        options.key_types = ("ssh-ed25519",)
+        options.key_types = (KEY_TYPE,)
         transport.banner_timeout = transport.handshake_timeout = transport.auth_timeout = _NEVER
         with _limited(self.hang_up, deadline):
             transport.start_client()
             offered = transport.get_remote_server_key()
-            if f"{offered.get_name()} {offered.get_base64()}" != self._host_key:
-                raise SshFailed(
-                    f"the guest's host key is {offered.get_name()} {offered.get_base64()}, not the one pinned in the image "
-                    f"({self._host_key}): something else answers on port {self.port}"
-                )
-            transport.auth_publickey("root", paramiko.Ed25519Key.from_private_key_file(str(self.client_key)))
+            self._check_host_key(f"{offered.get_name()} {offered.get_base64()}")
+            if self._login.key is not None:
+                transport.auth_publickey(self._login.user, paramiko.PKey.from_path(self._login.key))
+            else:
+                transport.auth_password(self._login.user, self._login.password or "")
+
+    def _check_host_key(self, offered: str) -> None:
+        if self.host_key is None:
+            self.host_key = require_host_key(offered, f"the guest on port {self.port}")
+            self._timeline.record(Lane.SSH, f"the guest's host key is {self.host_key} from now on")
+        elif offered != self.host_key:
+            raise SshFailed(
+                f"the guest's host key is {offered}, not the one that is known ({self.host_key}): something else answers on port "
+                f"{self.port}"
+            )
 
     def _lost(self, message: str) -> SshFailed:
         """Return the error to raise; raises the reason of QEMU's death instead where there is one."""

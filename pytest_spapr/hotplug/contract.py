@@ -34,6 +34,7 @@ class Contract:
     :param kernel: the guest's kernel release, e.g. ``6.1.0-50-powerpc64le``. :param qemu: the build's version.
     :param rows: the contract data, instead of the package's.
     :param above: rows of the user, which stand above those: where one of them speaks of this build and kernel, it alone counts.
+    :param rtas_errd: whether it and drmgr work in the guest; else nobody gives PCI devices and host bridges up.
     """
 
     def __init__(
@@ -44,15 +45,19 @@ class Contract:
         *,
         qemu: tuple[int, ...] = NEWEST,
         above: Sequence[Row] = (),
+        rtas_errd: bool = True,
     ) -> None:
         self._features = features
         self._kernel = version(kernel)
         self._qemu = qemu
         self._rows = tuple(rows) if rows is not None else packaged_rows()
         self._above = tuple(above)
+        self._rtas_errd = rtas_errd
 
     def removal(self, device: HasKind) -> Expectation:
-        """Return what is promised when the guest gives the device up."""
+        """Return what is promised when the guest is to give the device up: silence where nobody in it can."""
+        if device.kind.by_drmgr and not self._rtas_errd:
+            return self.silence(device, cause="rtas_errd absent")
         return self.expect(device.kind, "removal")
 
     def refusal(self, device: HasKind, *, cause: str) -> Expectation:

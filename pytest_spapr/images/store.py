@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pytest_spapr.debian.apt import file_sha256
-from pytest_spapr.errors import ImageError, VerificationError
+from pytest_spapr.errors import ConfigError, ImageError, VerificationError
+from pytest_spapr.images.login import Login, require_host_key
 
 FORMAT = 3
 KIND = "images"
@@ -28,6 +29,7 @@ class GuestImage:
     :ivar modules: kernel modules that the guest's init loads, in this order.
     :ivar console_shell: the guest's init keeps a shell on hvc3 for the plugin. :ivar manifest: all of image.json.
     :ivar disk: the raw disk that the initramfs goes on with, which is only read; None for an image that is all initramfs.
+    :ivar lacks: what of user space's part in PCI hotplug, ``rtas_errd`` and ``drmgr``, does not run in the guest.
     """
 
     name: str
@@ -37,12 +39,24 @@ class GuestImage:
     kernel_release: str
     page_size: int | None
     client_key: Path
-    host_key: str
+    host_key: str | None
     packages: Mapping[str, str]
     modules: tuple[str, ...]
     console_shell: bool
     manifest: Mapping[str, Any]
     disk: Path | None = None
+    lacks: tuple[str, ...] = ()
+
+    @property
+    def login(self) -> Login:
+        """Who the plugin logs in as."""
+        return Login(key=self.client_key)
+
+    @property
+    def kernel_text(self) -> str:
+        """The guest's kernel for people, and what is missing beside it: ``Linux 6.1.0-50-powerpc64le without rtas_errd``."""
+        kernel = f"Linux {self.kernel_release}" if self.kernel_release else "a kernel not known yet"
+        return kernel + (f" without {' and '.join(self.lacks)}" if self.lacks else "")
 
 
 def files_of(manifest: Mapping[str, Any]) -> tuple[str, ...]:
@@ -53,8 +67,28 @@ def files_of(manifest: Mapping[str, Any]) -> tuple[str, ...]:
 def open_image(directory: Path) -> GuestImage:
     """Return the image in ``directory``; checks that all is there and of the right size, not the hashes. Milliseconds.
 
-    :raises ImageError: not an image directory, another format, or a file is missing or cut off.
+    :raises ImageError: not an image directory, another format, a file is missing or cut off, or the host key is none.
     """
+    return _open(directory, lambda _name, _facts: None)
+
+
+def verify(directory: Path) -> GuestImage:
+    """Open the image and check the hash of each file and part; a few tenths of a second.
+
+    :raises ImageError: see :func:`open_image`. :raises VerificationError: a file is not what it was when the image was built.
+    """
+
+    def check(name: str, facts: Mapping[str, Any]) -> None:
+        if file_sha256(directory / name) != facts["sha256"]:
+            raise VerificationError(
+                f"{directory / name} was changed since the image was built: remove the image and build it again."
+            )
+
+    return _open(directory, check)
+
+
+def _open(directory: Path, check: Callable[[str, Mapping[str, Any]], None]) -> GuestImage:
+    """Return the image. :param check: is called with the name of each file, and what the manifest says of it."""
     path = directory / MANIFEST
     try:
         manifest = json.loads(path.read_text())
@@ -70,6 +104,8 @@ def open_image(directory: Path) -> GuestImage:
     try:
         for name in files_of(manifest):
             _check_size(directory / name, manifest["files"][name]["size"])
+        for name in files_of(manifest):
+            check(name, manifest["files"][name])
         return GuestImage(
             name=manifest["name"],
             directory=directory,
@@ -78,7 +114,7 @@ def open_image(directory: Path) -> GuestImage:
             kernel_release=manifest["kernel_release"],
             page_size=manifest["page_size"],
             client_key=directory / CLIENT_KEY,
-            host_key=(directory / HOST_KEY).read_text().strip(),
+            host_key=_host_key(directory / HOST_KEY),
             packages=manifest["packages"],
             modules=tuple(manifest["modules"]),
             console_shell=manifest["console_shell"],
@@ -89,18 +125,11 @@ def open_image(directory: Path) -> GuestImage:
         raise ImageError(f"{path} is damaged: {error!r}. Build the image again.") from error
 
 
-def verify(directory: Path) -> GuestImage:
-    """Open the image and check the hash of each file and part; a few tenths of a second.
-
-    :raises ImageError: see :func:`open_image`. :raises VerificationError: a file is not what it was when the image was built.
-    """
-    image = open_image(directory)
-    for name in files_of(image.manifest):
-        if file_sha256(directory / name) != image.manifest["files"][name]["sha256"]:
-            raise VerificationError(
-                f"{directory / name} was changed since the image was built: remove the image and build it again."
-            )
-    return image
+def _host_key(path: Path) -> str:
+    try:
+        return require_host_key(path.read_text(), str(path))
+    except ConfigError as error:
+        raise ImageError(str(error)) from error
 
 
 def _check_size(path: Path, size: int) -> None:

@@ -27,7 +27,7 @@ from pytest_spapr.errors import DeadlineExpired, MachineDied, MachineError
 from pytest_spapr.guest.boot import await_ready
 from pytest_spapr.guest.console import ConsoleShell
 from pytest_spapr.guest.guest import Guest
-from pytest_spapr.guest.ssh import Ssh
+from pytest_spapr.guest.ssh import Ssh, forwarded_port
 from pytest_spapr.guest.streams import listeners
 from pytest_spapr.images.store import GuestImage
 from pytest_spapr.libvirt.daemon import Answer, Daemon
@@ -44,7 +44,6 @@ _MONITOR: Final = "qmp"
 _JOIN_SECONDS: Final = 5.0
 _DEATH_NOTICE: Final = 2.0
 _LAST_WORDS: Final = 15
-_FORWARD: Final = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(?P<port>\d+)\s+\S+\s+22\b")
 # 2026-11-21 14:51:01.658+0000: event 'device-removed' for domain 'p1': dimm0
 _EVENT: Final = re.compile(r"event '(?P<event>[^']+)' for domain '[^']+'(: (?P<detail>.*))?$")
 
@@ -221,11 +220,8 @@ class Domain:
     def _meet_guest(self, shell: ConsoleShell, service: socket.socket, image: GuestImage) -> Guest:
         # libvirt has no XML for a forwarded port of this kind of network.
         self.qmp.hmp("hostfwd_add hostnet0 tcp:127.0.0.1:0-:22")
-        listing = self.qmp.hmp("info usernet")
-        forward = _FORWARD.search(listing)
-        if forward is None:
-            raise MachineError(f"QEMU forwards no port to the guest's ssh, `info usernet` says:\n{listing}")
-        ssh = Ssh(port=int(forward["port"]), client_key=image.client_key, host_key=image.host_key, timeline=self.timeline)
+        port = forwarded_port(self.qmp.hmp("info usernet"))
+        ssh = Ssh(port=port, login=image.login, host_key=image.host_key, timeline=self.timeline)
         self._resources.callback(ssh.close)
         guest = Guest(
             ssh,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 from pytest_spapr.errors import ConfigError
 
 if TYPE_CHECKING:
+    from pytest_spapr.images.disk import Overlay
     from pytest_spapr.images.store import GuestImage
     from pytest_spapr.qemu.build import QemuBuild
     from pytest_spapr.qemu.plugged import Plugged
@@ -166,15 +167,18 @@ def argv(
     channels: Channels,
     ram: Ram | None = None,
     plugged: Iterable[Plugged] | None = None,
+    overlay: Overlay | None = None,
 ) -> list[str]:
     """Return the command line of a machine that waits at ``-S``.
 
     :param image: what to boot; None for a machine that stays in its firmware, which has no network either.
     :param channels: the ends that QEMU inherits. :param ram: None for RAM of its own; a private one also waits for a device state.
     :param plugged: what another machine was plugged with, for one that waits for that one's state; None for a machine of its own.
-    :raises ConfigError: the build does not know the machine type, or has no VOF although it was asked for.
+    :param overlay: what is written in place of the image's own disk, where that is what boots.
+    :raises ConfigError: the build does not know the machine type, or has no VOF although it was asked for; arguments for the kernel of a
+        disk, which its boot loader decides.
     """
-    line = [*build.command, *_arguments(build, spec, image, channels, ram)]
+    line = [*build.command, *_arguments(build, spec, image, channels, ram, overlay)]
     if plugged is not None:
         line += [word for one in plugged for word in one.options()]
     if plugged is not None or (ram and ram.private):
@@ -183,12 +187,17 @@ def argv(
 
 
 def _arguments(
-    build: QemuBuild, spec: MachineSpec, image: GuestImage | None, channels: Channels, ram: Ram | None
+    build: QemuBuild,
+    spec: MachineSpec,
+    image: GuestImage | None,
+    channels: Channels,
+    ram: Ram | None,
+    overlay: Overlay | None,
 ) -> Iterator[str]:
     yield from ("-nodefaults", "-no-user-config", "-display", "none", "-S")
     if "-sandbox" in build.features:
         yield from ("-sandbox", _SANDBOX)
-    machine = _machine(build, spec, has_kernel=image is not None)
+    machine = _machine(build, spec, has_kernel=image is not None and overlay is None)
     yield from ("-machine", f"{machine},memory-backend=ram" if ram and spec.numa == 1 else machine)
     if ram or spec.numa > 1:
         yield from _ram(build, spec, ram or Ram(None))
@@ -217,6 +226,13 @@ def _arguments(
         yield from ("-netdev", "user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:0-:22")
         # romfile: some builds do not ship the boot ROM, and pseries has no use for it.
         yield from ("-device", f"virtio-net-pci,netdev=net,romfile=,bus=pci.0,addr={_NETWORK_SLOT}")
+    if overlay is not None:
+        if spec.kernel_args or spec.firmware == "vof":
+            raise ConfigError(
+                "a disk of your own is booted by SLOF and its own boot loader: it takes neither firmware='vof' nor kernel_args"
+            )
+        yield from overlay.arguments
+    elif image is not None:
         kernel_args = " ".join((*DEFAULT_KERNEL_ARGS, *spec.kernel_args))
         yield from ("-kernel", str(image.kernel), "-initrd", str(image.initramfs), "-append", kernel_args)
         yield from disk_arguments(image)

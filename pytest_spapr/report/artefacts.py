@@ -57,7 +57,7 @@ class Launch:
         """What the machine is, as its timeline tells it: see ``report.timeline.run``."""
         facts: dict[str, Any] = {"qemu": self.build.version_text, "accel": self.spec.accelerator}
         if self.image is not None:
-            facts |= {"image": Path(self.image.name).name, "kernel": f"Linux {self.image.kernel_release}"}
+            facts |= {"image": Path(self.image.name).name, "kernel": self.image.kernel_text}
         return facts | {"features": sorted(self.build.features)}
 
 

@@ -51,7 +51,7 @@ class Facts(TypedDict):
 def facts(launches: Sequence[Launch]) -> Facts:
     """Return what is known about the machines of a test."""
     machines = [launch.machine for launch in launches if launch.machine is not None]
-    kernels = [f"Linux {launch.image.kernel_release}" for launch in launches if launch.image is not None]
+    kernels = [launch.image.kernel_text for launch in launches if launch.image is not None]
     waits = [(margin.what, margin.used, margin.budget) for launch in launches for margin in launch.timeline.margins]
     return Facts(
         cell="",

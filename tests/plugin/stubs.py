@@ -33,7 +33,9 @@ def build(version: tuple[int, int, int] = (7, 2, 22), accelerators: frozenset[st
 
 
 def image(name: str = "debian-12") -> Any:
-    return SimpleNamespace(name=name, kernel_release=KERNEL, directory=Path("/somewhere") / name)
+    return SimpleNamespace(
+        name=name, kernel_release=KERNEL, kernel_text=f"Linux {KERNEL}", lacks=(), directory=Path("/somewhere") / name
+    )
 
 
 def attempt(outcome: Outcome, kind: Kind = Kind.CORE) -> Attempt:

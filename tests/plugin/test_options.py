@@ -20,6 +20,14 @@ NEEDS_MACHINE = "def test_it(machine): pass"
         ("--spapr-kernel=no/vmlinux", "--spapr-kernel=no/vmlinux: there is no such file"),
         ("--spapr-modules=no/modules", "--spapr-modules=no/modules names modules but no kernel"),
         ("--spapr-vfio-host=ffff:ff:1f.7", "--spapr-vfio-host=ffff:ff:1f.7: the host has no such PCI function"),
+        (
+            "--spapr-image=none.qcow2",
+            "--spapr-image=none.qcow2: *none.qcow2: No such file or directory. Expected is a recipe's name",
+        ),
+        (
+            "--spapr-ssh-user=me",
+            "--spapr-ssh-user=me is for a disk of your own: give it with --spapr-image=DISK.qcow2 or DISK.raw.",
+        ),
         ("--spapr-contract=no/rows.toml", "*no/rows.toml cannot be read: No such file or directory"),
     ],
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pytest_spapr.cache import Cache
-from pytest_spapr.images import build, store
+from pytest_spapr.images import build, keys, store
 from pytest_spapr.images import recipe as recipes
 
 
@@ -20,6 +20,6 @@ def publish_image(cache: Cache) -> str:
         "wanted_modules": ["virtio"],
         "console_shell": True,
     }
-    files = {store.VMLINUX: b"elf", store.CLIENT_KEY: b"key", store.HOST_KEY: b"ssh-ed25519 AAAA\n"}
+    files = {store.VMLINUX: b"elf", store.CLIENT_KEY: b"key", store.HOST_KEY: f"{keys.generate().host_public}\n".encode()}
     build._publish(cache, recipe.key, facts, {"userland": b"u", "modules": b"m", "keys": b"k"}, files)
     return recipe.key

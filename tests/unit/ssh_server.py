@@ -38,15 +38,20 @@ class SshServer(paramiko.ServerInterface):
     """Serves one connection after another until :meth:`close`.
 
     :param host: its ``client_private`` is the host key. :param allowed: the public key that may log in.
+    :param user: who may log in, with that key or this ``password``.
     :param stall: at which step the server stays silent for good: ``banner``, ``auth``, ``channel`` or ``exec``.
     """
 
-    def __init__(self, host: Keys, allowed: str, command: Command, *, stall: str = "") -> None:
+    def __init__(
+        self, host: Keys, allowed: str, command: Command, *, stall: str = "", user: str = "root", password: str | None = None
+    ) -> None:
         self.commands: list[str] = []
         self.sockets: list[socket.socket] = []
         self.logins = 0
         self._host_key = paramiko.Ed25519Key.from_private_key(io.StringIO(host.client_private.decode()))
         self._allowed = allowed
+        self._user = user
+        self._password = password
         self._command = command
         self._stall = stall
         self._closing = threading.Event()
@@ -98,11 +103,14 @@ class SshServer(paramiko.ServerInterface):
             self._closing.wait()
 
     def get_allowed_auths(self, username: str) -> str:
-        return "publickey"
+        return "publickey" if self._password is None else "publickey,password"
+
+    def check_auth_password(self, username: str, password: str) -> int:
+        return AUTH_SUCCESSFUL if (username, password) == (self._user, self._password) else AUTH_FAILED
 
     def check_auth_publickey(self, username: str, key: paramiko.PKey) -> int:
         self._reach("auth")
-        if username == "root" and f"{key.get_name()} {key.get_base64()}" == self._allowed:
+        if username == self._user and f"{key.get_name()} {key.get_base64()}" == self._allowed:
             self.logins += 1
             return AUTH_SUCCESSFUL
         return AUTH_FAILED

@@ -320,6 +320,13 @@ def test_a_damaged_image_is_told(cache: Cache, settings: Settings, key_of_image:
     assert (damaged.state, damaged.remedy) == (State.LACKING, "spapr image build debian-12 --again")
 
 
+def test_a_disk_of_the_users_own_is_told_as_what_it_is(cache: Cache, tmp_path: Path) -> None:
+    disk = tmp_path / "mine.raw"
+    disk.write_bytes(bytes(512))
+    (found,) = supplies.image_under_test(_settings(cache, image=str(disk)), cache)
+    assert (found.state, found.found.partition(";")[0]) == (State.FINE, "a disk of your own, raw, 0 GiB")
+
+
 def test_a_key_that_others_may_read_is_told(cache: Cache, settings: Settings, key_of_image: Path) -> None:
     name = "key of debian-12"
     assert _one(supplies.image_under_test(settings, cache), name).state is State.FINE

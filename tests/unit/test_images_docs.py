@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 from pytest_spapr.errors import ImageError
-from pytest_spapr.images import store
+from pytest_spapr.images import keys, store
 
 _DOCS = Path(__file__).parents[2] / "docs/images.md"
 _CONTENT = {
     store.VMLINUX: b"kernel",
     store.INITRAMFS: b"initramfs",
     store.CLIENT_KEY: b"key",
-    store.HOST_KEY: b"ssh-ed25519 AAAA\n",
+    store.HOST_KEY: f"{keys.generate().host_public}\n".encode(),
 }
 
 

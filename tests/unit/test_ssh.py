@@ -21,6 +21,7 @@ from pytest_spapr.guest import completed
 from pytest_spapr.guest.completed import Completed
 from pytest_spapr.guest.ssh import Ssh
 from pytest_spapr.images import keys
+from pytest_spapr.images.login import Login
 from pytest_spapr.timeline import Lane, Timeline
 
 from .ssh_server import SECONDS, Command, ServerTransport, SshServer
@@ -70,7 +71,7 @@ def serving(command: Command = echo, *, stall: str = "") -> Iterator[SshServer]:
 
 @contextmanager
 def client_of(port: int, client_key: Path, timeline: Timeline, *, pinned: str = HOST.client_public) -> Iterator[Ssh]:
-    ssh = Ssh(port=port, client_key=client_key, host_key=pinned, timeline=timeline)
+    ssh = Ssh(port=port, login=Login(key=client_key), host_key=pinned, timeline=timeline)
     try:
         yield ssh
     finally:
@@ -299,7 +300,7 @@ class TestConnecting:
             with pytest.raises(SshFailed) as refused:
                 ssh.connect(Deadline(LONG))
             assert str(refused.value) == (
-                f"the guest's host key is {HOST.client_public}, not the one pinned in the image ({CLIENT.client_public}): "
+                f"the guest's host key is {HOST.client_public}, not the one that is known ({CLIENT.client_public}): "
                 f"something else answers on port {server.port}"
             )
             assert not ssh.connected
