@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from pytest_spapr.explore.history import Violation
 from pytest_spapr.explore.model import BRIDGE, PCI_BUS, PHB
-from pytest_spapr.explore.steps import Aside, Command
+from pytest_spapr.explore.steps import Aside, Command, Move
 from pytest_spapr.hotplug.defects import first_that_applies
 from pytest_spapr.qemu.build import QemuBuild
 
@@ -24,6 +24,7 @@ class Avoid(Enum):
     PART_OF_A_DIMM = auto()
     REFUSAL_AFTER_MOVE = auto()
     PHB_AGAIN = auto()
+    CARD_IN_A_MOVE = auto()
 
 
 #: For each known defect what its violations look like, and what to leave out then; the first that fits counts.
@@ -63,6 +64,10 @@ def _died_of_a_phb_that_came_again(violation: Violation) -> bool:
     return violation.ended and _last(violation).get("driver") == PHB and "subregion->container == mr" in violation.text
 
 
+def _a_queue_is_too_large_there(violation: Violation) -> bool:
+    return isinstance(violation.steps[-1], Move) and "exceeds allocated max" in violation.text
+
+
 def _last(violation: Violation) -> Mapping[str, Any]:
     step = violation.steps[-1]
     return step.arguments if isinstance(step, Command) else {}
@@ -79,6 +84,7 @@ _KNOWN: Final[tuple[tuple[str, _Looks, Avoid], ...]] = (
     ("dimm-part-refused", _died_of_a_part_of_a_dimm, Avoid.PART_OF_A_DIMM),
     ("dimm-refused-after-migration", _died_of_a_refusal_after_a_move, Avoid.REFUSAL_AFTER_MOVE),
     ("phb-again-too-soon", _died_of_a_phb_that_came_again, Avoid.PHB_AGAIN),
+    ("virtio-queue-size", _a_queue_is_too_large_there, Avoid.CARD_IN_A_MOVE),
     ("phb-bridge-reset", _died_of_a_bridge_below_a_phb, Avoid.BRIDGE_BELOW_PHB),
     ("tcg-core-removal", _died_with_a_core_gone, Avoid.CORE_REMOVAL),
     ("tcg-core-removal-heap", _died_with_a_core_gone, Avoid.CORE_REMOVAL),

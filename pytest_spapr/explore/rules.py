@@ -205,7 +205,7 @@ class Rules(RuleBasedStateMachine):
     @rule(data=st.data(), seldom=st.integers(0, 2))
     def migrate(self, data: st.DataObject, seldom: int) -> None:
         """To another QEMU, most often with something pending; then the guest or a user goes on with it. It costs as much as fifty steps."""
-        if seldom:
+        if seldom or (Avoid.CARD_IN_A_MOVE in self.source.avoid and self._has_cards()):
             return
         configured = [one for one in self.model.devices.values() if self._is_configured(one) and self._may_go(one)]
         if configured:
@@ -227,6 +227,9 @@ class Rules(RuleBasedStateMachine):
     def do_nonsense(self, data: st.DataObject) -> None:
         """What QEMU must refuse."""
         self.history.do(data.draw(st.sampled_from(list(_nonsense(self.model)))))
+
+    def _has_cards(self) -> bool:
+        return any(one.kind is Kind.PCI and not one.is_bridge for one in self.model.devices.values())
 
     def _plug_phb(self, index: int) -> None:
         if Avoid.PHB_AGAIN not in self.source.avoid or index not in self._phbs:

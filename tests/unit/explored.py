@@ -178,6 +178,13 @@ def dies_of_a_phb_that_comes_again(steps: list[Step], seen: Seen) -> Seen:
     return replace(seen, end="QEMU was killed by SIGABRT") if again else seen
 
 
+def has_no_move_with_a_card(steps: list[Step], seen: Seen) -> Seen:
+    """The other QEMU does not take a virtio device."""
+    cards = [step for step in map(command_of, steps) if step and str(step.arguments.get("driver", "")).startswith("virtio-")]
+    refused = isinstance(steps[-1], Move) and cards
+    return replace(seen, refusal="VQ 0 vring.num 1024 exceeds allocated max 8") if refused else seen
+
+
 def command_of(step: Step) -> Command | None:
     """Return the command of a step, by whatever monitor; None if it is none."""
     step = step.command if isinstance(step, Aside) else step

@@ -68,6 +68,18 @@ ROWS: Final = (
         versions=(((0, 0, 0), NEVER),),
     ),
     KnownDefect(
+        id="virtio-queue-size",
+        summary="a virtio device whose queues no driver has set up cannot move on to QEMU 11.1: vring.num 1024 exceeds allocated max 8",
+        reference=(
+            "found by `spapr explore --onward`; in 10.0.13 virtio_add_queue (hw/virtio/virtio.c) makes every queue as large as can be, "
+            '"for qemu <11.1", and names the thread on qemu-devel; 11.1 takes no more than the device\'s own size'
+        ),
+        seen="QEMU 10.0.13 to 11.1.3 with virtio-rng-pci and virtio-balloon-pci, not with virtio-net-pci, not 7.2.22 to 11.1.3",
+        since="QEMU 10.0.13 or earlier",
+        fixed=NOT_YET,
+        versions=(((10, 0, 0), (10, 1, 0)),),
+    ),
+    KnownDefect(
         id="core-without-drc-index",
         summary="a core's node has no ibm,my-drc-index where vsmt is not the number of threads: the guest cannot find it, nor remove it",
         reference=(
