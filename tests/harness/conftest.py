@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -41,7 +43,15 @@ def unprivileged_mounts() -> None:
 
 
 @pytest.fixture
-def other_user(tmp_path: Path) -> list[str]:
+def common_ground() -> Iterator[Path]:
+    """Yield a directory that every user comes to, which pytest's own is not: that is its user's alone, and made so anew by each run."""
+    with tempfile.TemporaryDirectory(prefix="spapr-users-") as name:
+        Path(name).chmod(0o711)
+        yield Path(name)
+
+
+@pytest.fixture
+def other_user() -> list[str]:
     """Return what stands before a command that another user is to run: uid 65534, who has nothing.
 
     The interpreter and this package may be where only their owner comes to: the other user's mounts have them in place of that directory.
@@ -59,9 +69,6 @@ def other_user(tmp_path: Path) -> list[str]:
         lines += ["umount /mnt"]
     lines.append(f'exec setpriv --reuid={OTHER} --regid={OTHER} --clear-groups "$@"')
     prefix = ["unshare", "--mount", "sh", "-c", "\n".join(lines), "sh"]
-    # What pytest makes for its user is that one's alone.
-    for directory in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        directory.chmod(0o711)
     try:
         probe = [*prefix, sys.executable, "-c", "import pytest_spapr, paramiko"]
         subprocess.run(probe, check=True, capture_output=True, cwd="/", text=True)

@@ -137,9 +137,9 @@ class TestTwoUsers:
     """As root, who can become the second of them; and where a package's build is in the cache, which is what they copy."""
 
     def test_at_once_each_gets_a_machine_and_nothing_of_the_other(
-        self, tmp_path: Path, other_user: list[str], qemu_build: QemuBuild, guest_image: GuestImage
+        self, common_ground: Path, other_user: list[str], qemu_build: QemuBuild, guest_image: GuestImage
     ) -> None:
-        users = [User(tmp_path / "one", os.getuid(), []), User(tmp_path / "other", OTHER, other_user)]
+        users = [User(common_ground / "one", os.getuid(), []), User(common_ground / "other", OTHER, other_user)]
         with ExitStack() as runs:
             processes = []
             for user in users:
@@ -168,9 +168,9 @@ class TestTwoUsers:
 
     @pytest.mark.parametrize("readable", [False, True], ids=["private", "readable"])
     def test_the_others_cache_is_refused_in_one_sentence(
-        self, tmp_path: Path, other_user: list[str], qemu_build: QemuBuild, guest_image: GuestImage, readable: bool
+        self, common_ground: Path, other_user: list[str], qemu_build: QemuBuild, guest_image: GuestImage, readable: bool
     ) -> None:
-        one, other = User(tmp_path / "one", os.getuid(), []), User(tmp_path / "other", OTHER, other_user)
+        one, other = User(common_ground / "one", os.getuid(), []), User(common_ground / "other", OTHER, other_user)
         one.stock(qemu_build, guest_image)
         if readable:
             for parent, _, _ in os.walk(one.cache):
@@ -188,9 +188,9 @@ class TestTwoUsers:
         assert any(told in line and "Permission denied" in line for line in said), output
 
     def test_the_others_directory_for_sockets_is_refused_in_one_sentence(
-        self, tmp_path: Path, other_user: list[str], qemu_build: QemuBuild, guest_image: GuestImage
+        self, common_ground: Path, other_user: list[str], qemu_build: QemuBuild, guest_image: GuestImage
     ) -> None:
-        other = User(tmp_path / "other", OTHER, other_user)
+        other = User(common_ground / "other", OTHER, other_user)
         other.stock(qemu_build, guest_image)
         (other.home / "tmp" / f"pytest-spapr-{OTHER}").mkdir()
         command, env = other.pytest(qemu_build, guest_image)
