@@ -1,7 +1,7 @@
 """Plays a recorded scenario: the part of each script that is the same in all. It needs qemu.qmp, and nothing else of this package.
 
 A step is a QMP command, a command in the guest, or what has to come before the next one: QAPI events, connectors that the guest has
-configured, lines of its services.
+configured, lines of its services, and its kernel's word that it has taken a device.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ CHANNELS = ("qmp", "console", "kernel", "service", "shell")
 # What an unplug comes to. More of these than were recorded are as wrong as fewer.
 OUTCOMES = re.compile(r"event (DEVICE_DELETED|MEM_UNPLUG_ERROR|DEVICE_UNPLUG_GUEST_ERROR|GUEST_PANICKED)\b.*")
 CONFIGURED = re.compile(r"(?:\d+@\d+\.\d+:)?spapr_drc_set_configured drc: (0x[0-9a-f]+)")
+# A connector is configured before its device is the guest's.
+TAKEN = re.compile(r".*: Successfully added .*drc index: .*|Memory at .* was hot-added")
 READY = "guest init: ready"
 
 
@@ -69,12 +71,15 @@ class Machine:
                 await self.see(f"configured {found[1]}")
 
     async def hear(self, name: str) -> None:
-        """Read what the guest says, for it must be read; what its services say counts."""
+        """Read what the guest says, for it must be read; what its services say counts, and some of its kernel's log."""
         rest = b""
         while data := await asyncio.get_running_loop().sock_recv(self.ends[name], 65536):
             *lines, rest = (rest + data).split(b"\n")
-            for line in lines if name == "service" else ():
-                await self.see(f"guest {line.decode(errors='replace').strip()}")
+            for said in (line.decode(errors="replace").strip() for line in lines):
+                if name == "service":
+                    await self.see(f"guest {said}")
+                elif name == "kernel" and TAKEN.fullmatch(message := said.partition(";")[2]):
+                    await self.see(f"guest's kernel: {message}")
 
     async def hear_answers(self) -> None:
         while data := await asyncio.get_running_loop().sock_recv(self.ends["shell"], 65536):
@@ -112,6 +117,8 @@ class Machine:
             await asyncio.wait_for(self.monitor.execute(name, dict(arguments) or None), SECONDS)
         except ExecuteError as error:
             return str(error)
+        except TimeoutError:
+            raise Differs(f"{name} was not answered within {SECONDS:g} s") from None
         return None
 
 

@@ -10,7 +10,7 @@ from typing import Any, Final, TypeAlias
 from pytest_spapr.errors import SpaprError
 from pytest_spapr.hotplug.drc import traced
 from pytest_spapr.qemu.qmp import SAVE_DEVICES
-from pytest_spapr.record.player import observation
+from pytest_spapr.record.player import TAKEN, observation
 from pytest_spapr.timeline import Lane, Record
 
 #: Commands that only ask, and those that lend the descriptor that an answer is written to (``Qmp.lent``).
@@ -183,6 +183,8 @@ def _observed(record: Record) -> str | None:
         return f"configured {index:#x}"
     if record.lane is Lane.SERVICE and _SERVICES.fullmatch(record.text):
         return f"guest {record.text}"
+    if record.lane is Lane.KERNEL and TAKEN.fullmatch(record.text):
+        return f"guest's kernel: {record.text}"
     return None
 
 

@@ -108,6 +108,8 @@ def test_what_changes_something_is_a_step_and_what_came_of_it_is_awaited() -> No
     told.trace("spapr_drc_set_configured drc: 0x40000018")
     told.timeline.record(Lane.SERVICE, "drmgr: end 0 -c pci -a -s 0x40000018")
     told.timeline.record(Lane.KERNEL, "pci 0000:00:03.0: BAR 0: assigned")
+    told.timeline.record(Lane.KERNEL, "pseries-hotplug-cpu: Successfully added CPU PowerPC,POWER9, drc index: 10000001")
+    told.timeline.record(Lane.KERNEL, "Memory at 40000000 (drc index 80000004) was hot-added")
     told.guest("echo 1 > /sys/devices/system/memory/memory0/online", lane=Lane.SHELL)
     told.guest("cat /sys/devices/system/cpu/online", lane=Lane.SHELL)
     told.guest("false\ntrue | cat", status=3)
@@ -120,7 +122,14 @@ def test_what_changes_something_is_a_step_and_what_came_of_it_is_awaited() -> No
         boots=True,
         steps=(
             Execute("device_add", _ADD, 0.0, None),
-            Await(("configured 0x40000018", "guest drmgr: end 0 -c pci -a -s 0x40000018")),
+            Await(
+                (
+                    "configured 0x40000018",
+                    "guest drmgr: end 0 -c pci -a -s 0x40000018",
+                    "guest's kernel: pseries-hotplug-cpu: Successfully added CPU PowerPC,POWER9, drc index: 10000001",
+                    "guest's kernel: Memory at 40000000 (drc index 80000004) was hot-added",
+                )
+            ),
             InGuest("echo 1 > /sys/devices/system/memory/memory0/online", 0.0, None),
             InGuest("false\ntrue | cat", 0.0, 3),
             Execute("device_del", {"id": "rng0"}, 2.0, "Device 'rng0' not found"),
@@ -220,7 +229,7 @@ def test_a_script_does_again_what_was_done_and_needs_nothing_of_this_package(tmp
         (_LEFT, "DIFFERENT: devices left: none when it was recorded, now rng0"),
         ({"device_del": [{"signal": 11}]}, "DIFFERENT: QEMU lived when it was recorded"),
         ({"device_del": [{"return": {}}, {"exit": 1}]}, "DIFFERENT: QEMU lived when it was recorded"),
-        ({"device_del": [{"hang": True}]}, "DIFFERENT: no answer within 2 s"),
+        ({"device_del": [{"hang": True}]}, "DIFFERENT: device_del was not answered within 2 s"),
     ],
 )
 def test_a_qemu_that_does_otherwise_is_told(tmp_path: Path, qemu: Mapping[str, Any], says: str) -> None:
