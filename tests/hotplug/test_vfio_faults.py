@@ -101,7 +101,10 @@ def test_while_answers_are_held_back_everything_waits_and_then_goes_on(
             answer = pool.submit(machine.status)
             assert not wait([answer], timeout=1.0).done
         assert answer.result(_TIMEOUT) == "running"
-    assert vendor(guest, uart) == "1b36"
+    with uart.slow(1.0):
+        began = machine.timeline.now
+        assert vendor(guest, uart) == "1b36"
+        assert machine.timeline.now - began >= 1.0
     with uart.slow(0.05):
         attempt = uart.unplug()
         assert attempt == contract.removal(uart)
