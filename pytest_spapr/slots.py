@@ -16,8 +16,6 @@ from __future__ import annotations
 import fcntl
 import math
 import os
-import stat
-import tempfile
 import threading
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -28,6 +26,7 @@ from typing import Final, Self
 
 from pytest_spapr.deadline import Deadline
 from pytest_spapr.errors import ConfigError, DeadlineExpired
+from pytest_spapr.private import RELOCATE, private_directory
 from pytest_spapr.progress import NullProgress, Progress
 
 # A default machine's memory: a host with less of it per CPU has fewer slots than CPUs.
@@ -40,7 +39,6 @@ _BEYOND: Final = "beyond"
 _PREPARATION: Final = "preparation"
 _FOREVER: Final = threading.TIMEOUT_MAX / 2
 _PID_WIDTH: Final = 10
-_RELOCATE: Final = "TMPDIR names the directory to use in place of /tmp."
 
 
 class Lease:
@@ -250,7 +248,7 @@ class _Lock:
             try:
                 descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
             except OSError as error:
-                raise ConfigError(f"cannot open the lock file {path}: {error.strerror}. {_RELOCATE}") from error
+                raise ConfigError(f"cannot open the lock file {path}: {error.strerror}. {RELOCATE}") from error
         self._descriptor = descriptor
         self._signed = False
         self.live.add(self)
@@ -381,21 +379,3 @@ def _holder(path: Path) -> int | None:
         pid = int(path.read_text())
         return pid if Path(f"/proc/{pid}").exists() else None
     return None
-
-
-def private_directory() -> Path:
-    """Return this user's own directory below the one for temporary files, made if need be.
-
-    :raises ConfigError: it cannot be made, or is not this user's alone.
-    """
-    try:
-        directory = Path(tempfile.gettempdir()) / f"pytest-spapr-{os.getuid()}"
-        with suppress(FileExistsError):
-            directory.mkdir(mode=0o700)
-        found = directory.lstat()
-    except OSError as error:
-        raise ConfigError(f"cannot make a directory for lock files: {error}. {_RELOCATE}") from error
-    # Anybody may make something of this name in /tmp.
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-        raise ConfigError(f"{directory} is for lock files, but it is not a directory that is yours alone. Remove it. {_RELOCATE}")
-    return directory

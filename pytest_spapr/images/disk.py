@@ -18,7 +18,7 @@ from typing import Final
 from pytest_spapr.errors import ImageError
 from pytest_spapr.images.login import Login
 from pytest_spapr.images.store import GuestImage
-from pytest_spapr.slots import private_directory
+from pytest_spapr.private import private_directory
 
 #: Names of such files end so.
 SUFFIXES: Final = (".qcow2", ".raw")
@@ -135,7 +135,7 @@ class Overlay:
     def of(cls, disk: OwnDisk) -> Overlay:
         """Make one, empty, in this user's own directory; those that no process has any more are removed.
 
-        :raises ImageError: it cannot be written. :raises ConfigError: see ``slots.private_directory``.
+        :raises ImageError: it cannot be written. :raises ConfigError: see ``private.private_directory``.
         """
         directory = private_directory()
         for left in directory.glob(f"{_PREFIX}*"):

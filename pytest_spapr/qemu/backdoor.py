@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final, Protocol, Self
 
 from pytest_spapr.errors import ConfigError
-from pytest_spapr.slots import private_directory
+from pytest_spapr.private import private_directory
 
 _PREFIX: Final = "qmp-"
 _NUMBERS: Final = itertools.count(1)

@@ -19,9 +19,9 @@ from pytest_spapr.images import keys
 from pytest_spapr.images.disk import open_disk
 from pytest_spapr.images.login import Login, given_login
 from pytest_spapr.images.recipe import DEFAULT_IMAGE, load
+from pytest_spapr.private import private_directory
 from pytest_spapr.progress import NullProgress
 from pytest_spapr.qemu.build import QemuBuild
-from pytest_spapr.slots import private_directory
 from pytest_spapr.supply import supply_contract, supply_image
 from tests.machine.installed import install
 
