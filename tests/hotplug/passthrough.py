@@ -50,8 +50,12 @@ def comes_and_goes(guest: Guest, contract: Contract, uart: VfioFunction) -> Atte
 
 
 def vendor(guest: Guest, uart: VfioFunction) -> str:
-    """Return what the guest reads now of the device's vendor number, from its configuration space."""
-    read = f"hexdump -n 2 -e '1/2 \"%04x\"' /sys/bus/pci/devices/{uart.address}/config"
+    """Return what the guest reads now of the device's vendor number, from its configuration space.
+
+    It is one message to a passed-through device: hexdump alone would fill its buffer first, which is a message for every word there is.
+    """
+    config = f"/sys/bus/pci/devices/{uart.address}/config"
+    read = f"dd if={config} bs=2 count=1 2> /dev/null | hexdump -e '1/2 \"%04x\"'"
     return guest.ask(read).check().stdout.strip()
 
 
