@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
@@ -20,7 +21,7 @@ from pytest_spapr.instance import Instance
 from pytest_spapr.qemu.argv import READ_ONLY_RAM, Channels, MachineSpec, Ram, argv
 from pytest_spapr.qemu.backdoor import Backdoor
 from pytest_spapr.qemu.build import QemuBuild
-from pytest_spapr.qemu.migration import STEP, move
+from pytest_spapr.qemu.migration import STEP, move, move_through
 from pytest_spapr.qemu.plugged import Plugged, plugged, require_same, settled
 from pytest_spapr.qemu.process import QemuProcess
 from pytest_spapr.qemu.snapshot import Snapshot, restore, save
@@ -259,20 +260,19 @@ class Machine:
         self._await_event("RESET", since)
         self.await_ready(since)
 
-    def migrate(self, to: QemuBuild | None = None) -> None:
+    def migrate(self, to: QemuBuild | None = None, *, through: Path | None = None) -> None:
         """Move the machine to another QEMU process, as a live migration does, and end the one that it leaves.
 
         Everything goes on there: the guest, what is plugged in, what is pending, and whatever a test has in its hands (this machine,
-        its guest and monitor, devices and attempts, faults that a ``with`` block has set up). A machine that was paused stays paused.
-        It stands still for the whole of the move, so that all its memory travels once: 0.8 s under TCG for 1 GiB, for most of which that
-        memory is there twice.
-
+        its guest and monitor, devices and attempts, faults that a ``with`` block has set up). A paused machine stays paused. It stands
+        still for the whole of the move, so that all its memory travels once: 0.8 s under TCG for 1 GiB, most of the time there twice.
         Before QEMU 8.2 the guest's timers would stand still for ever: they are set going again as a clone's are, by ``guest.renew()``.
         Devices and objects are those that QMP's ``device_add`` and ``object-add`` made, whoever sent them, with the ids and places that
         they have. Other backends that were made by QMP do not travel, nor does ssh: a command that runs is lost, a new one connects.
 
         :param to: the build of that process, which becomes the machine's; default: its own. The machine's type must be a versioned one
             that both builds have, and its CPU a model that means the same to both, as ``power9_v2.0`` does and ``power9`` does not.
+        :param through: a file that is made, is to have all of the state before it is read, as in a save and a restore, and stays.
         :raises ConfigError: that build lacks the machine's type.
         :raises MachineError: a device cannot migrate, or is not known of; the machine goes on where it was.
         :raises LaunchFailed: the other QEMU did not start, e.g. since both would have one port of the host; so too.
@@ -287,7 +287,8 @@ class Machine:
             destination = self._launch(arrived, ram, devices, to)
             on_failure.callback(destination.close)
             require_same(self.qmp, destination.qmp)
-            move(self.qmp, destination.qmp, arrived, Deadline(self.budgets.launch))
+            take = partial(move_through, through, self.timeline) if through else move
+            take(self.qmp, destination.qmp, arrived, Deadline(self.budgets.launch))
             # From here on the death of the destination is the machine's.
             arrived.merge()
             self._moved_to(destination, to or self.build)

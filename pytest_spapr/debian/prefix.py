@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, Generic, TypeVar
 
 from pytest_spapr.cache import Cache, cache_errors
 from pytest_spapr.debian.apt import AptState
 from pytest_spapr.debian.unpack import unpack
 from pytest_spapr.errors import BuildError
-from pytest_spapr.progress import Progress
+from pytest_spapr.progress import NullProgress, Progress
 
 #: Paths of packages that no program needs.
 UNNEEDED: Final = (
@@ -72,3 +74,75 @@ def obtain(
     if found is None:
         raise BuildError(f"{what} was removed from the cache {cache.root} while it was opened: try again.")
     return found
+
+
+@dataclass(frozen=True)
+class Programs(Generic[T]):
+    """What the cache holds of one set of packages, and how it is opened.
+
+    :ivar kind: of the entries. :ivar what: for errors and the progress. :ivar suites: where the packages are; the last one wins.
+    :ivar names: the packages that are asked for; the version is the first one's. :ivar space: bytes, unpacked.
+    :ivar manifest: the file that makes an entry complete. :ivar excluded: patterns of paths.
+    :ivar opened: makes what is returned of the unpacked root, the architecture and the version.
+        :raises ValueError: what is missing there. :raises OSError: what cannot be read.
+    """
+
+    kind: str
+    what: str
+    suites: tuple[str, ...]
+    names: tuple[str, ...]
+    space: int
+    manifest: str
+    opened: Callable[[Path, str, str], T]
+    excluded: tuple[str, ...] = UNNEEDED
+
+    def find(self, cache: Cache, architecture: str) -> T | None:
+        """Return what is in the cache, or None when it has none.
+
+        :raises BuildError: it is damaged.
+        """
+        entry = cache.entry(*self._entry(architecture))
+        manifest = entry / self.manifest
+        if not manifest.exists():
+            return None
+        try:
+            version = json.loads(manifest.read_text())["packages"][self.names[0]]
+            return self.opened(entry / "root", architecture, version)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise BuildError(
+                f"the cached {self.what} {entry} is damaged ({error}): remove the directory, and it is fetched again."
+            ) from error
+
+    def fetch(self, cache: Cache, mirror: str, architecture: str, progress: Progress | None = None) -> T:
+        """Return what is in the cache, else from the mirror.
+
+        :param mirror: base URL.
+        :raises BuildError: it is damaged, or was removed meanwhile. :raises MirrorError: the mirror does not have it.
+        :raises VerificationError: signature or hash mismatch. :raises CacheError: disk full.
+        """
+        progress = progress or NullProgress()
+        entry = self._entry(architecture)
+
+        def describe(directory: Path, versions: Mapping[str, str]) -> None:
+            (directory / self.manifest).write_text(json.dumps({"packages": versions}, indent=1))
+
+        def make() -> None:
+            apt = AptState(
+                cache, mirror, self.suites, architecture, progress, target=self.suites[-1] if len(self.suites) > 1 else None
+            )
+            install(
+                apt,
+                self.names,
+                cache,
+                entry,
+                progress,
+                what=self.what,
+                space=self.space,
+                finish=describe,
+                excluded=self.excluded,
+            )
+
+        return obtain(cache, entry, lambda: self.find(cache, architecture), make, progress, what=self.what)
+
+    def _entry(self, architecture: str) -> tuple[str, str]:
+        return self.kind, f"{self.suites[-1]}-{architecture}"

@@ -21,7 +21,7 @@ from pytest_spapr.explore.model import DELETED, Facts
 from pytest_spapr.explore.script import Onward
 from pytest_spapr.explore.search import Source
 from pytest_spapr.explore.steps import Aside, Call, Command, Move, OddCall, Step, TakeEvents
-from pytest_spapr.explore.world import Seen, World, WorldEnded
+from pytest_spapr.explore.world import Seen, World, WorldEnded, state_file
 from pytest_spapr.hotplug import drc
 from pytest_spapr.hotplug.drc_model import State
 from pytest_spapr.hotplug.pseries import PseriesMachine
@@ -94,10 +94,11 @@ class FirmwareWorld:
                 case Aside(command):
                     with self._another_monitor() as monitor:
                         self._execute(monitor, command)
-                case Move():
+                case Move(stored):
                     # Said also of a move that fails.
                     options = self._devices()
-                    self.machine.migrate(self._onward)
+                    with state_file(stored) as file:
+                        self.machine.migrate(self._onward, through=file)
                 case Call(transition):
                     assert index is not None
                     status = int(self._guest.do(transition, index))

@@ -18,6 +18,7 @@ from pytest_spapr.explore.history import Done, Play, Violated, Violation
 from pytest_spapr.explore.model import Expected
 from pytest_spapr.explore.situation import Held, Moment
 from pytest_spapr.explore.steps import Act, Step
+from pytest_spapr.explore.world import state_file
 from pytest_spapr.hotplug.attempt import Attempt
 from pytest_spapr.hotplug.backend import Backend
 from pytest_spapr.hotplug.contract import Contract
@@ -325,13 +326,17 @@ class GuestPlay(Play):
             held.of_boot = True
         return True
 
-    def _migrate(self) -> bool:
+    def _migrate(self, stored: bool = False) -> bool:
         # Where a core has gone that was not the last to come, no migration succeeds (known defect ``xive-tctx-instance``).
         if self.faults or self.pending() or self._a_core_went:
             return False
-        self._code.append("machine.migrate()")
-        self._by_hand = "migrate the machine to another QEMU, with its monitor at the same place"
-        self._machine.migrate()
+        way = f'through=tmp_path / "state{len(self.done)}"' if stored else ""
+        self._code.append(f"machine.migrate({way})")
+        self._by_hand = (
+            f"migrate the machine {'to a file, and from there ' * stored}to another QEMU, with its monitor at the same place"
+        )
+        with state_file(stored) as file:
+            self._machine.migrate(through=file)
         return True
 
     def _device_del_of_nobody(self) -> bool:

@@ -124,11 +124,11 @@ class GuestRules(RuleBasedStateMachine):
         if seldom == 1 and not (Avoid.CORE_REMOVAL in self.source.avoid and self.play.pending()):
             self.play.do(Act(how))
 
-    @rule(seldom=st.integers(1, _SELDOM))
-    def migrate(self, seldom: int) -> None:
+    @rule(seldom=st.integers(1, _SELDOM), stored=st.booleans())
+    def migrate(self, seldom: int, stored: bool) -> None:
         """The machine moves to another QEMU."""
         if seldom == 1:
-            self.play.do(Act("migrate"))
+            self.play.do(Act("migrate", {"stored": True} if stored else {}))
 
     @rule()
     def nonsense(self) -> None:

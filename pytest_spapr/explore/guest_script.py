@@ -84,14 +84,14 @@ _TEST: Final = '''\
 """{story}"""
 
 from contextlib import ExitStack
-
+{imports}
 import pytest
 
 from pytest_spapr import Backend, Contract, PseriesMachine, QmpRefused
 
 
 @pytest.mark.spapr({shape})
-def test_{name}(machine: PseriesMachine, contract: Contract) -> None:
+def test_{name}(machine: PseriesMachine, contract: Contract{fixtures}) -> None:
 {steps}
     assert not any("Oops" in line or "WARNING: CPU" in line for line in machine.guest.dmesg().splitlines())
 '''
@@ -116,7 +116,8 @@ def test(violation: Violation, story: str, name: str, shape: Mapping[str, Any]) 
     """Return a test that fails where it broke. :param name: of the test, without ``test_``. :param shape: of its machine."""
     steps = textwrap.indent("\n".join(line for done in violation.done for line in done.code), " " * 4)
     given = ", ".join(f"{key}={value!r}" for key, value in shape.items())
-    return _TEST.format(story=_wrapped(story), name=name, shape=given, steps=steps)
+    imports, fixtures = ("from pathlib import Path\n", ", tmp_path: Path") if "tmp_path" in steps else ("", "")
+    return _TEST.format(story=_wrapped(story), name=name, shape=given, steps=steps, imports=imports, fixtures=fixtures)
 
 
 def _lines(done: Done) -> Iterator[str]:

@@ -202,15 +202,15 @@ class Rules(RuleBasedStateMachine):
         self.history.do(TakeEvents())
 
     @precondition(lambda self: self.model.can_move)
-    @rule(data=st.data(), seldom=st.integers(0, 2))
-    def migrate(self, data: st.DataObject, seldom: int) -> None:
+    @rule(data=st.data(), seldom=st.integers(0, 2), stored=st.booleans())
+    def migrate(self, data: st.DataObject, seldom: int, stored: bool) -> None:
         """To another QEMU, most often with something pending; then the guest or a user goes on with it. It costs as much as fifty steps."""
         if seldom or (Avoid.CARD_IN_A_MOVE in self.source.avoid and self._has_cards()):
             return
         configured = [one for one in self.model.devices.values() if self._is_configured(one) and self._may_go(one)]
         if configured:
             self.history.do(Command("device_del", {"id": data.draw(st.sampled_from(configured)).id}))
-        self.history.do(Move())
+        self.history.do(Move(stored))
         if pending := self._pending():
             device = data.draw(st.sampled_from(pending))
             match data.draw(st.sampled_from(("refuse", "refuse", "give", "again", "reset"))):

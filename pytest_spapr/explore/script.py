@@ -87,17 +87,22 @@ class Machine:
         await self.execute(name, arguments, qmp)
         await qmp.disconnect()
 
-    async def migrate(self, *options):
-        other, uri = Machine(self.directory, ONWARD), {{"uri": f"unix:{{self.other}}.move"}}
+    async def migrate(self, *options, stored=False):
+        other, place = Machine(self.directory, ONWARD), f"{{self.other}}.move"
+        away, home = (f"exec:cat > {{place}}", f"exec:cat {{place}}") if stored else [f"unix:{{place}}"] * 2
         await other.start(*options, "-incoming", "defer")
-        await other.qmp.execute("migrate-incoming", uri)
-        await self.qmp.execute("migrate", uri)
-        status = ""
+        if not stored:
+            await other.qmp.execute("migrate-incoming", {{"uri": home}})
+        await self.qmp.execute("migrate", {{"uri": away}})
+        status, stores = "", stored
         try:
             while status not in ("completed", "failed"):
                 await asyncio.sleep(0.05)
                 mine, its = [(await one.qmp.execute("query-migrate")).get("status", "") for one in (self, other)]
                 status = mine if mine == "failed" else its
+                if stores and mine == "completed":
+                    stores = False
+                    await other.qmp.execute("migrate-incoming", {{"uri": home}})
         except Exception:
             status = "failed: the other QEMU ended"
         print("migrate ->", status)
@@ -264,8 +269,8 @@ def _plain(done: Done) -> str:
             return "machine.set_indicator({}, {:#x}, {})".format(*cells)
         case TakeEvents():
             return "machine.take_events()"
-        case Move():
-            return f"await machine.migrate({', '.join(map(repr, done.options))})"
+        case Move(stored):
+            return f"await machine.migrate({', '.join([*map(repr, done.options), *(['stored=True'] if stored else [])])})"
         case Aside(Command(name, arguments)):
             return f"await machine.aside({_arguments(name, arguments)})"
         case Act():
@@ -287,8 +292,12 @@ def _asserted(done: Done, onward: Onward | None) -> Iterator[str]:
             yield f"assert guest.do(Transition.{transition.name}, {done.index:#x}) is Status.{status}"
         case OddCall(cells):
             yield f'assert qtest.rtas("set-indicator", {cells}) == (Status.PARAMETER_ERROR,)'
-        case Move():
-            yield f"machine.migrate(spapr_cell.other_build({onward.name!r}))" if onward else "machine.migrate()"
+        case Move(stored):
+            to = [f"spapr_cell.other_build({onward.name!r})"] if onward else []
+            file = 'Path(directory, "state")'
+            yield f"machine.migrate({', '.join(to + [f'through={file}'] * stored)})"
+            if stored:
+                yield f"{file}.unlink()"
             yield "qtest.reconnect(path)"
         case Aside(command):
             yield "# By another monitor, which goes then."

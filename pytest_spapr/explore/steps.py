@@ -57,10 +57,12 @@ class TakeEvents:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """The machine migrates to another QEMU of its build, with whatever is pending."""
+    """The machine goes on in another QEMU, with whatever is pending. :ivar stored: its state is stored in a file in between."""
+
+    stored: bool = False
 
     def __str__(self) -> str:
-        return "migrate"
+        return "save and restore" if self.stored else "migrate"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +114,8 @@ def _plain(step: Step) -> dict[str, Any]:
             return {"set-indicator": list(cells)}
         case TakeEvents():
             return {"check-exception": "all"}
-        case Move():
-            return {"migrate": "all"}
+        case Move(stored):
+            return {"migrate": "stored" if stored else "all"}
         case Aside(command):
             return {"aside": _plain(command)}
         case Act(name, arguments):
@@ -131,8 +133,8 @@ def _step(entry: Any) -> Step:
                 return OddCall((indicator, index, value))
             case {"check-exception": "all"}:
                 return TakeEvents()
-            case {"migrate": "all"}:
-                return Move()
+            case {"migrate": "all" | "stored" as how}:
+                return Move(stored=how == "stored")
             case {"aside": dict(inner)} if isinstance(command := _step(inner), Command):
                 return Aside(command)
             case {"act": str(name), "arguments": dict(arguments)}:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -34,6 +36,16 @@ class Seen:
 
 class WorldEnded(Exception):
     """A machine ended, or answers no more, when it was looked at. The text says how."""
+
+
+@contextmanager
+def state_file(wanted: bool) -> Iterator[Path | None]:
+    """Yield a path for a machine's stored state, of which nothing stays, or None if none is wanted."""
+    if not wanted:
+        yield None
+        return
+    with tempfile.TemporaryDirectory(prefix="spapr-") as directory:
+        yield Path(directory) / "state"
 
 
 class World(Protocol):

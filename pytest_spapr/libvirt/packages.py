@@ -7,7 +7,6 @@ catalog (``XML_CATALOG_FILES``). Nothing stores the prefix's path: it can be mov
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping
@@ -20,18 +19,14 @@ from xml.sax.saxutils import quoteattr
 from pytest_spapr.builds import store
 from pytest_spapr.cache import Cache
 from pytest_spapr.debian import prefix
-from pytest_spapr.debian.apt import AptState
-from pytest_spapr.errors import BuildError
-from pytest_spapr.progress import NullProgress, Progress
+from pytest_spapr.progress import Progress
 
 KIND: Final = "libvirt"
 #: libvirt 9.0.0, which ``hotplug.management`` was read in.
 SUITE: Final = "bookworm"
 NAMES: Final = ("libvirt-daemon", "libvirt-daemon-driver-qemu", "libvirt-clients")
 
-_MANIFEST: Final = "libvirt.json"
 _DAEMON, _VIRSH, _DATA = "usr/sbin/libvirtd", "usr/bin/virsh", "usr/share/libvirt"
-_EXCLUDED: Final = (*prefix.UNNEEDED, f"{_DATA}/schemas/*")
 _DRIVER: Final = "libvirt/connection-driver/libvirt_driver_qemu.so"
 _SYSTEM: Final = "/usr/sbin:/sbin"
 
@@ -57,9 +52,7 @@ def find(cache: Cache) -> Libvirt | None:
 
     :raises BuildError: it is damaged, or no packages are known for this machine's architecture.
     """
-    architecture = store.architecture()
-    entry = cache.entry(KIND, _key(architecture))
-    return _open(entry, architecture) if (entry / _MANIFEST).exists() else None
+    return _programs().find(cache, store.architecture())
 
 
 def fetch(cache: Cache, mirror: str, progress: Progress | None = None) -> Libvirt:
@@ -69,17 +62,7 @@ def fetch(cache: Cache, mirror: str, progress: Progress | None = None) -> Libvir
     :raises BuildError: no packages are known for this machine's architecture. :raises MirrorError: the mirror does not have it.
     :raises VerificationError: signature or hash mismatch. :raises CacheError: disk full.
     """
-    progress = progress or NullProgress()
-    architecture = store.architecture()
-    entry = (KIND, _key(architecture))
-
-    def make() -> None:
-        apt = AptState(cache, mirror, (SUITE,), architecture, progress)
-        prefix.install(
-            apt, NAMES, cache, entry, progress, what="libvirt", space=150_000_000, finish=_describe, excluded=_EXCLUDED
-        )
-
-    return prefix.obtain(cache, entry, lambda: find(cache), make, progress, what="libvirt")
+    return _programs().fetch(cache, mirror, store.architecture(), progress)
 
 
 def installed(path: str | None = None, libraries: Iterable[Path] | None = None) -> Libvirt | None:
@@ -96,27 +79,25 @@ def installed(path: str | None = None, libraries: Iterable[Path] | None = None) 
     return Libvirt((daemon,), (virsh,))
 
 
-def _key(architecture: str) -> str:
-    return f"{SUITE}-{architecture}"
+def _programs() -> prefix.Programs[Libvirt]:
+    return prefix.Programs(
+        kind=KIND,
+        what="libvirt",
+        suites=(SUITE,),
+        names=NAMES,
+        space=150_000_000,
+        manifest="libvirt.json",
+        opened=_open,
+        excluded=(*prefix.UNNEEDED, f"{_DATA}/schemas/*"),
+    )
 
 
-def _describe(directory: Path, versions: Mapping[str, str]) -> None:
-    (directory / _MANIFEST).write_text(json.dumps({"packages": versions}, indent=1))
-
-
-def _open(entry: Path, architecture: str) -> Libvirt:
-    root = entry / "root"
-    try:
-        version = json.loads((entry / _MANIFEST).read_text())["packages"][NAMES[0]]
-        loader = store.loader_below(root, architecture)
-        driver = root / "usr/lib" / store.triplet_of(architecture) / _DRIVER
-        missing = [path for path in (root / _DAEMON, root / _VIRSH, driver) if not path.exists()]
-        if loader is None or missing:
-            raise ValueError(f"it lacks {missing[0].name if missing else 'its loader'}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BuildError(
-            f"the cached libvirt {entry} is damaged ({error}): remove the directory, and it is fetched again."
-        ) from error
+def _open(root: Path, architecture: str, version: str) -> Libvirt:
+    loader = store.loader_below(root, architecture)
+    driver = root / "usr/lib" / store.triplet_of(architecture) / _DRIVER
+    missing = [path for path in (root / _DAEMON, root / _VIRSH, driver) if not path.exists()]
+    if loader is None or missing:
+        raise ValueError(f"it lacks {missing[0].name if missing else 'its loader'}")
     run = (str(loader), "--library-path", store.library_path(root, architecture))
     return Libvirt(
         daemon=(*run, str(root / _DAEMON)),
@@ -132,9 +113,9 @@ def _catalog(data: Path) -> str:
 
     Without ``cpu_map`` no ppc64 domain starts: "failed to parse xml document '/usr/share/libvirt/cpu_map/index.xml'".
     """
-    start, prefix = quoteattr(f"/{_DATA}/"), quoteattr(f"{data}/")
+    start, ours = quoteattr(f"/{_DATA}/"), quoteattr(f"{data}/")
     return (
         '<catalog xmlns="urn:oasis:names:tc:entity:xmlns:xml:catalog">'
-        f"<rewriteSystem systemIdStartString={start} rewritePrefix={prefix}/>"
-        f"<rewriteURI uriStartString={start} rewritePrefix={prefix}/></catalog>\n"
+        f"<rewriteSystem systemIdStartString={start} rewritePrefix={ours}/>"
+        f"<rewriteURI uriStartString={start} rewritePrefix={ours}/></catalog>\n"
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,16 +10,13 @@ from typing import Final
 from pytest_spapr.builds import store
 from pytest_spapr.cache import Cache
 from pytest_spapr.debian import prefix
-from pytest_spapr.debian.apt import AptState
-from pytest_spapr.errors import BuildError
-from pytest_spapr.progress import NullProgress, Progress
+from pytest_spapr.progress import Progress
 
 KIND: Final = "qemu-x86"
 #: 11.1: the first that has igb, a NIC of two functions in two IOMMU groups, is 8.0.
 SUITES: Final = ("trixie", "trixie-backports")
 PACKAGE: Final = "qemu-system-x86"
 
-_MANIFEST: Final = "emulator.json"
 _BINARY: Final = "usr/bin/qemu-system-x86_64"
 _FIRMWARE: Final = ("usr/share/qemu", "usr/share/seabios")
 
@@ -40,9 +36,7 @@ def find(cache: Cache) -> Emulator | None:
 
     :raises BuildError: it is damaged, or no packages are known for this machine's architecture.
     """
-    architecture = store.architecture()
-    entry = cache.entry(KIND, _key(architecture))
-    return _open(entry, architecture) if (entry / _MANIFEST).exists() else None
+    return _programs().find(cache, store.architecture())
 
 
 def fetch(cache: Cache, mirror: str, progress: Progress | None = None) -> Emulator:
@@ -52,36 +46,19 @@ def fetch(cache: Cache, mirror: str, progress: Progress | None = None) -> Emulat
     :raises BuildError: no packages are known for this machine's architecture. :raises MirrorError: the mirror does not have it.
     :raises VerificationError: signature or hash mismatch. :raises CacheError: disk full.
     """
-    progress = progress or NullProgress()
-    architecture = store.architecture()
-    entry = (KIND, _key(architecture))
-
-    def make() -> None:
-        apt = AptState(cache, mirror, SUITES, architecture, progress, target=SUITES[-1])
-        prefix.install(apt, [PACKAGE], cache, entry, progress, what=PACKAGE, space=200_000_000, finish=_describe)
-
-    return prefix.obtain(cache, entry, lambda: find(cache), make, progress, what=PACKAGE)
+    return _programs().fetch(cache, mirror, store.architecture(), progress)
 
 
-def _key(architecture: str) -> str:
-    return f"{SUITES[-1]}-{architecture}"
+def _programs() -> prefix.Programs[Emulator]:
+    return prefix.Programs(
+        kind=KIND, what=PACKAGE, suites=SUITES, names=(PACKAGE,), space=200_000_000, manifest="emulator.json", opened=_open
+    )
 
 
-def _describe(directory: Path, versions: Mapping[str, str]) -> None:
-    (directory / _MANIFEST).write_text(json.dumps({"packages": versions}, indent=1))
-
-
-def _open(entry: Path, architecture: str) -> Emulator:
-    root = entry / "root"
-    try:
-        version = json.loads((entry / _MANIFEST).read_text())["packages"][PACKAGE]
-        loader = store.loader_below(root, architecture)
-        if loader is None or not (root / _BINARY).exists():
-            raise ValueError("no loader or no QEMU in it")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BuildError(
-            f"the cached {PACKAGE} {entry} is damaged ({error}): remove the directory, and it is fetched again."
-        ) from error
+def _open(root: Path, architecture: str, version: str) -> Emulator:
+    loader = store.loader_below(root, architecture)
+    if loader is None or not (root / _BINARY).exists():
+        raise ValueError("no loader or no QEMU in it")
     firmware = [word for place in _FIRMWARE for word in ("-L", str(root / place))]
     return Emulator(
         name=PACKAGE,

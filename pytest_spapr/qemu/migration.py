@@ -1,13 +1,17 @@
-"""A machine's move from one QEMU to another: its whole state, RAM too, through a socket that joins the two."""
+"""A machine's move from one QEMU to another: its whole state, RAM too, through a socket that joins the two or by way of a file."""
 
 from __future__ import annotations
 
+import os
+import shutil
 import socket
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from pytest_spapr.deadline import Deadline
 from pytest_spapr.errors import MachineDied, MachineError, QmpRefused
-from pytest_spapr.qemu.snapshot import migration_end, migration_reason
+from pytest_spapr.qemu.snapshot import migration_end, migration_reason, stream
 from pytest_spapr.timeline import Timeline
 
 if TYPE_CHECKING:
@@ -22,6 +26,7 @@ _CHANNEL: Final = "move"
 STEP: Final = "migrate"
 # Bytes per second. QEMU's default is for a network that others use too.
 _UNBOUNDED: Final = 1 << 40
+_CHUNK: Final = 1 << 20
 
 
 def move(source: Qmp, destination: Qmp, arrived: Timeline, deadline: Deadline) -> None:
@@ -34,9 +39,7 @@ def move(source: Qmp, destination: Qmp, arrived: Timeline, deadline: Deadline) -
     :raises MachineError: QEMU says that the machine cannot be migrated, or the destination could make no sense of it.
     :raises DeadlineExpired: it took too long.
     """
-    for monitor in (source, destination):
-        monitor.execute("migrate-set-capabilities", _CAPABILITIES)
-    source.execute("migrate-set-parameters", {"max-bandwidth": _UNBOUNDED})
+    _prepare(source, destination)
     one, other = socket.socketpair()
     with one, other:
         source.give(one.fileno(), _CHANNEL)
@@ -55,3 +58,36 @@ def move(source: Qmp, destination: Qmp, arrived: Timeline, deadline: Deadline) -
         why = f"the destination: {died}\nthe source: {migration_reason(source)}"
     if why:
         raise MachineError(f"the machine cannot be migrated: {why}")
+
+
+def move_through(file: Path, left: Timeline, source: Qmp, destination: Qmp, arrived: Timeline, deadline: Deadline) -> None:
+    """Do the same with a file between the two: the destination reads nothing before the state is stored whole.
+
+    :param file: is made, readable to this user alone, as it has the guest's memory in it; it stays. :param left: the source's timeline.
+    :raises MachineError: also that there is such a file, or that it could not be written.
+    """
+    _prepare(source, destination)
+
+    def store(sock: socket.socket) -> None:
+        with sock.makefile("rb") as state, os.fdopen(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as to:
+            shutil.copyfileobj(state, to, _CHUNK)
+
+    def load(sock: socket.socket) -> None:
+        # A QEMU that ends meanwhile says why itself.
+        with file.open("rb") as stored, suppress(BrokenPipeError, ConnectionResetError):
+            sock.sendfile(stored)
+            sock.shutdown(socket.SHUT_WR)
+
+    try:
+        stream(source, left, "migrate", store, deadline)
+        stream(destination, arrived, "migrate-incoming", load, deadline)
+    except (QmpRefused, MachineError, MachineDied, OSError) as error:
+        if source.dead:
+            raise
+        raise MachineError(f"the machine cannot be moved through {file}: {error}") from error
+
+
+def _prepare(source: Qmp, destination: Qmp) -> None:
+    for monitor in (source, destination):
+        monitor.execute("migrate-set-capabilities", _CAPABILITIES)
+    source.execute("migrate-set-parameters", {"max-bandwidth": _UNBOUNDED})

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from pytest_spapr.deadline import Deadline
 from pytest_spapr.errors import DeadlineExpired, MachineError
@@ -27,6 +27,8 @@ _CAPABILITIES: Final = {
 }
 _CHANNEL: Final = "state"
 _CHUNK: Final = 1 << 20
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,8 @@ def save(qmp: Qmp, timeline: Timeline, deadline: Deadline) -> bytes:
 
     :raises MachineError: QEMU says that the machine cannot be migrated, or gave up.
     """
-    return _migrate(qmp, timeline, "migrate", _received, deadline)
+    qmp.execute("migrate-set-capabilities", _CAPABILITIES)
+    return stream(qmp, timeline, "migrate", _received, deadline)
 
 
 def restore(qmp: Qmp, timeline: Timeline, devices: bytes, deadline: Deadline) -> None:
@@ -58,7 +61,8 @@ def restore(qmp: Qmp, timeline: Timeline, devices: bytes, deadline: Deadline) ->
             sock.shutdown(socket.SHUT_WR)
         return b""
 
-    _migrate(qmp, timeline, "migrate-incoming", send, deadline)
+    qmp.execute("migrate-set-capabilities", _CAPABILITIES)
+    stream(qmp, timeline, "migrate-incoming", send, deadline)
 
 
 def restore_from(qmp: Qmp, timeline: Timeline, path: str, deadline: Deadline) -> None:
@@ -87,27 +91,43 @@ def migration_reason(qmp: Qmp) -> str:
     return str(qmp.execute("query-migrate").get("error-desc", "no reason given"))
 
 
-def _migrate(qmp: Qmp, timeline: Timeline, command: str, transfer: Callable[[socket.socket], bytes], deadline: Deadline) -> bytes:
-    qmp.execute("migrate-set-capabilities", _CAPABILITIES)
+def stream(qmp: Qmp, timeline: Timeline, command: str, transfer: Callable[[socket.socket], T], deadline: Deadline) -> T:
+    """Have QEMU write the machine's state to a socket, or read it from there, and return what became of our end of it.
+
+    :param command: ``migrate`` or ``migrate-incoming``. :param transfer: reads our end until there is no more, or writes to it.
+    :raises MachineError: QEMU gave up, or ``transfer`` raised OSError.
+    """
     ours, theirs = socket.socketpair()
+
+    def guarded() -> T:
+        try:
+            return transfer(ours)
+        except BaseException:
+            # QEMU would wait for ever.
+            ours.shutdown(socket.SHUT_RDWR)
+            raise
+
     with ours, ThreadPoolExecutor(1, "spapr-state") as pool:
         with theirs:
             qmp.give(theirs.fileno(), _CHANNEL)
         since = timeline.mark()
         try:
             qmp.execute(command, {"uri": f"fd:{_CHANNEL}"})
-            transferred = pool.submit(transfer, ours)
+            transferred = pool.submit(guarded)
             status = timeline.wait(migration_end, since=since, deadline=deadline, what=f"QEMU's {command}")
             if status != "completed":
-                raise MachineError(f"QEMU's {command} {status}: {migration_reason(qmp)}")
+                ours.shutdown(socket.SHUT_RDWR)
+                why = transferred.exception() or migration_reason(qmp)
+                raise MachineError(f"QEMU's {command} {status}: {why}")
             return _result(transferred, deadline, f"the stream of QEMU's {command} to end")
         except BaseException:
             # Ends the transfer too, which the pool waits for.
-            ours.shutdown(socket.SHUT_RDWR)
+            with suppress(OSError):
+                ours.shutdown(socket.SHUT_RDWR)
             raise
 
 
-def _result(transferred: Future[bytes], deadline: Deadline, what: str) -> bytes:
+def _result(transferred: Future[T], deadline: Deadline, what: str) -> T:
     try:
         return transferred.result(deadline.remaining)
     except TimeoutError as error:

@@ -56,8 +56,8 @@ def test_a_defect_that_is_forgotten_is_found_again_and_made_small(
     rounds = (play_round(Order(seed=1, number=number, examples=20, avoid=avoid), ground) for number in range(1, 11))
     found = next(outcome.finding for outcome in rounds if outcome.finding)
     assert found.violation.ended
-    # With one more where there is a function 0: QEMU then dies of another line.
-    assert len(found.violation.steps) <= 3
+    # With one more where there is a function 0, of which QEMU then dies at another line; and one for the bridge it may be behind.
+    assert len(found.violation.steps) <= 4
     assert all(isinstance(step, Command) and step.name == "device_add" for step in found.violation.steps)
 
 
@@ -89,6 +89,7 @@ def played(ground: FirmwareGround) -> Violation:
         TakeEvents(),
         Move(),
         Call(Transition.CONFIGURE, "core1"),
+        Move(stored=True),
         OddCall((9001, 0x7FFFFFFF, 0)),
         Aside(Command("device_del", {"id": "core1"})),
         Aside(Command("device_del", {"id": "core1"})),
@@ -120,7 +121,7 @@ def test_the_script_of_what_was_found_does_every_kind_of_step(
     findings.write(tmp_path / "violation-1", Shrunk(sound, 1, 1, 1), firmware_subject(qemu_build, spapr_accelerator), "")
     command = [sys.executable, str(tmp_path / "violation-1/violation_1.py")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, env=dict(qemu_build.env))
-    assert "migrate -> completed\n" in done.stdout
+    assert done.stdout.count("migrate -> completed\n") == 2
     assert "check-exception -> 2 events" in done.stdout
     assert "DEVICE_DELETED {'device': 'core1'" in done.stdout
     assert "QEMU lives\nQEMU ended with status " in done.stdout
@@ -136,7 +137,7 @@ def test_a_machine_moves_to_a_newer_build_and_the_script_has_both(
     findings.write(tmp_path / "violation-1", Shrunk(sound, 1, 1, 1), subject, "")
     command = [sys.executable, str(tmp_path / "violation-1/violation_1.py")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, env=dict(qemu_build.env))
-    assert "migrate -> completed\n" in done.stdout
+    assert done.stdout.count("migrate -> completed\n") == 2
     assert "QEMU lives\n" in done.stdout
 
 

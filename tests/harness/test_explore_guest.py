@@ -40,6 +40,7 @@ def test_a_history_with_faults_pauses_and_a_move_is_as_the_contracts_promise(
         Act("pause"),
         Act("unplug", {"device": "dimm2"}),
         Act("resume"),
+        Act("migrate", {"stored": True}),
         Act("device_del of nobody"),
     ]
     for step in steps:

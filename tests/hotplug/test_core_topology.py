@@ -37,10 +37,11 @@ def topology(guest: Guest) -> dict[str, list[str]]:
 
 SHAPES = [
     pytest.param({"max_cpus": 8}, id="8 cores"),
-    pytest.param({"max_cpus": 2, "threads": 4}, id="4 threads"),
+    pytest.param({"max_cpus": 2, "threads": 2}, id="2 threads"),
     pytest.param({"max_cpus": 4, "qemu_args": ("-smp", "sockets=4,cores=1")}, id="4 sockets"),
     pytest.param({"max_cpus": 32}, id="32 cores", marks=pytest.mark.spapr_slow),
     pytest.param({"max_cpus": 64}, id="64 cores", marks=pytest.mark.spapr_slow),
+    pytest.param({"max_cpus": 2, "threads": 4}, id="4 threads", marks=pytest.mark.spapr_slow),
     pytest.param({"max_cpus": 2, "threads": 8}, id="8 threads", marks=pytest.mark.spapr_slow),
     pytest.param({"max_cpus": 8, "threads": 8}, id="8 cores of 8 threads", marks=pytest.mark.spapr_slow),
     pytest.param({"max_cpus": 32, "qemu_args": ("-smp", "sockets=32,cores=1")}, id="32 sockets", marks=pytest.mark.spapr_slow),

@@ -39,8 +39,8 @@ def test_a_hash_guests_page_table_grows_with_a_dimm(machine: PseriesMachine, gue
 @pytest.mark.parametrize(
     ("firmware", "room"),
     [
-        ("vof", _TIB_IN_MIB),
-        pytest.param("vof", _TIB_IN_MIB // 2, marks=pytest.mark.spapr_slow),
+        ("vof", _TIB_IN_MIB // 2),
+        pytest.param("vof", _TIB_IN_MIB, marks=pytest.mark.spapr_slow),
         pytest.param("slof", _TIB_IN_MIB // 2, marks=pytest.mark.spapr_slow),
         pytest.param("slof", _TIB_IN_MIB, marks=pytest.mark.spapr_slow),
     ],

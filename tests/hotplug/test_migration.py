@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -164,28 +165,30 @@ class TestMove:
         machine.await_ready(since)
         assert device.follow(attempt) == contract.after(device, what="reset")
 
-    def test_the_destination_recovers_which_memory_is_left(
-        self, machine: PseriesMachine, guest: Guest, contract: Contract
+    def test_a_saved_machine_recovers_which_memory_is_left(
+        self, machine: PseriesMachine, guest: Guest, contract: Contract, tmp_path: Path
     ) -> None:
-        """C42: pending_dimm_unplugs stays behind, and no repeat makes it anew (spapr_recover_pending_dimm_state)."""
-        dimm = machine.dimms.plug()
+        """C42: pending_dimm_unplugs is not saved, and no repeat makes it anew (spapr_recover_pending_dimm_state)."""
+        dimm, state = machine.dimms.plug(), tmp_path / "state"
         with guest.memory.offline_refused():
             attempt = dimm.unplug()
-        machine.migrate()
+        machine.migrate(through=state)
+        # It has the guest's memory in it.
+        assert stat.filemode(state.stat().st_mode) == "-rw-------"
         assert dimm.waiting
         guest.memory.remove(dimm.drcs[0])
         assert dimm.follow(attempt) == contract.after(dimm, what="migration")
 
-    def test_what_qemu_chose_is_kept(self, machine: PseriesMachine, guest: Guest, contract: Contract) -> None:
-        """X08: slots and addresses that are not the first free ones, functions of one slot, a card behind a PHB; and twice."""
+    def test_what_qemu_chose_is_kept(self, machine: PseriesMachine, contract: Contract, tmp_path: Path) -> None:
+        """X08: slots and addresses that are not the first free ones, functions of one slot, a card behind a PHB; moved, then saved."""
         first, second = machine.dimms.plug(), machine.dimms.plug(512)
         assert first.unplug() == contract.removal(first)
         phb = machine.phbs.plug()
         card = phb.pci.plug("virtio-rng-pci")
         functions = machine.pci.plug_functions("virtio-rng-pci")
         before = machine.qmp.execute("query-memory-devices")[0]["data"]
-        for _ in range(2):
-            machine.migrate()
+        for through in (None, tmp_path / "state"):
+            machine.migrate(through=through)
             after = machine.qmp.execute("query-memory-devices")[0]["data"]
             assert {**before, "hotplugged": after["hotplugged"]} == after
             assert all(device.configured for device in (second, phb, card, *functions))

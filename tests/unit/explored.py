@@ -19,6 +19,7 @@ from pytest_spapr.explore.search import Source
 from pytest_spapr.explore.steps import Aside, Call, Command, Move, Step
 from pytest_spapr.explore.world import Seen
 from pytest_spapr.hotplug.drc_model import State
+from pytest_spapr.hotplug.outcome import Kind
 
 HEARS_ALL = frozenset(
     {
@@ -179,8 +180,9 @@ def dies_of_a_phb_that_comes_again(steps: list[Step], seen: Seen) -> Seen:
 
 
 def has_no_move_with_a_card(steps: list[Step], seen: Seen) -> Seen:
-    """The other QEMU does not take a virtio device."""
-    cards = [step for step in map(command_of, steps) if step and str(step.arguments.get("driver", "")).startswith("virtio-")]
+    """The other QEMU does not take a virtio device. Those with ids of another kind are nonsense, and were refused."""
+    plugs = [step.arguments for step in map(command_of, steps) if step and str(step.arguments.get("id")).startswith(Kind.PCI)]
+    cards = [plug for plug in plugs if str(plug.get("driver", "")).startswith("virtio-")]
     refused = isinstance(steps[-1], Move) and cards
     return replace(seen, refusal="VQ 0 vring.num 1024 exceeds allocated max 8") if refused else seen
 

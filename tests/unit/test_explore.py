@@ -293,7 +293,15 @@ def test_what_both_builds_do_otherwise_than_promised_is_no_difference() -> None:
 
 
 def test_steps_travel_as_json() -> None:
-    steps = (CORE, Call(Transition.UNISOLATE, "core1", 2), OddCall((9001, 5, 99)), TakeEvents(), Move(), Aside(UNPLUG))
+    steps = (
+        CORE,
+        Call(Transition.UNISOLATE, "core1", 2),
+        OddCall((9001, 5, 99)),
+        TakeEvents(),
+        Move(),
+        Move(stored=True),
+        Aside(UNPLUG),
+    )
     assert from_json(as_json(steps)) == steps
 
 
@@ -314,6 +322,7 @@ def test_what_was_found_is_written_with_a_script_and_a_test_that_are_python(tmp_
         TakeEvents(),
         Call(Transition.CONFIGURE, "dimm1", 1),
         Move(),
+        Move(stored=True),
         CORE,
         Aside(Command("device_del", {"id": "dimm1"})),
         UNPLUG,
@@ -333,13 +342,14 @@ def test_what_was_found_is_written_with_a_script_and_a_test_that_are_python(tmp_
 
 
 def test_a_machine_that_moves_to_another_build_does_so_in_the_script_and_in_the_test(tmp_path: Path) -> None:
-    found = shrink(broken([Move(), CORE, UNPLUG, PHB], dies_of_phb_after_core), lambda _: None, Deadline(0))
+    found = shrink(broken([Move(), Move(stored=True), CORE, UNPLUG, PHB], dies_of_phb_after_core), lambda _: None, Deadline(0))
     findings.write(tmp_path / "violation-1", found, replace(SUBJECT, onward=Onward("12.0", ("newer-qemu",))), "")
     script, test = (
         (tmp_path / "violation-1" / name).read_text(encoding="utf-8") for name in ("violation_1.py", "test_violation_1.py")
     )
     assert "ONWARD = ['newer-qemu']\n" in script
     assert "machine.migrate(spapr_cell.other_build('12.0'))\n" in test
+    assert "machine.migrate(spapr_cell.other_build('12.0'), through=Path(directory, \"state\"))\n" in test
     ast.parse(script)
     ast.parse(test)
 

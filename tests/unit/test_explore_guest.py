@@ -251,6 +251,18 @@ def test_the_program_of_what_was_found_sends_it_again_and_tells_qemus_end(
 
 def test_a_move_is_left_to_a_person_by_the_program() -> None:
     scene = FakeGuestScene(sound)
-    scene.play.do(Act("migrate"))
-    [moved] = scene.play.done
+    for arguments in ({}, {"stored": True}):
+        scene.play.do(Act("migrate", arguments))
+    moved, stored = scene.play.done
     assert [list(step) for step in moved.sent if isinstance(step, Mapping)] == [[BY_HAND]]
+    assert "to a file, and from there to another QEMU" in str(stored.sent)
+
+
+def test_a_save_and_a_restore_are_in_the_test_of_what_was_found() -> None:
+    scene = FakeGuestScene(sound)
+    scene.play.do(Act("migrate", {"stored": True}))
+    text = guest_script.test(Violation(tuple(scene.play.done), "", ""), "It was so.", "history", {})
+    ast.parse(text)
+    assert "from pathlib import Path\n" in text
+    assert "contract: Contract, tmp_path: Path)" in text
+    assert 'machine.migrate(through=tmp_path / "state1")\n' in text

@@ -5,13 +5,18 @@ from __future__ import annotations
 import os
 import re
 import socket
+import stat
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pytest_spapr.deadline import Deadline
 from pytest_spapr.errors import DeadlineExpired, MachineDied, MachineError, QmpRefused
-from pytest_spapr.qemu.migration import move
+from pytest_spapr.qemu.migration import move, move_through
 from pytest_spapr.timeline import Branch, Lane, Timeline
 
 from .fake_qemu import descriptors
@@ -107,3 +112,97 @@ def test_silence_ends_with_the_deadline() -> None:
     with pytest.raises(DeadlineExpired, match="the destination to have the machine's state"):
         pair.move(0.05)
     close(pair)
+
+
+STATE = os.urandom(3 << 20)
+
+
+class Storing:
+    """Two QEMUs that migrate through sockets of their own. The parameters are as a pair's."""
+
+    def __init__(self, *, source: str = "completed", destination: str = "completed", refused: str | None = None) -> None:
+        self.left = Timeline()
+        self.arrived = Branch(self.left)
+        self.refused = refused
+        self.read = b""
+        self.threads: list[threading.Thread] = []
+        self.source = Streaming(self, self.left, self._write, source)
+        self.destination = Streaming(self, self.arrived, self._read, destination)
+
+    def move(self, file: Path) -> None:
+        source: Any = self.source
+        destination: Any = self.destination
+        try:
+            move_through(file, self.left, source, destination, self.arrived, Deadline(10))
+        finally:
+            for thread in self.threads:
+                thread.join(10)
+            for one in (source, destination):
+                if one.given:
+                    one.given.close()
+
+    def _write(self, end: socket.socket) -> None:
+        with suppress(OSError):
+            end.sendall(STATE)
+
+    def _read(self, end: socket.socket) -> None:
+        while data := end.recv(1 << 16):
+            self.read += data
+
+
+class Streaming:
+    def __init__(self, both: Storing, timeline: Timeline, run: Callable[[socket.socket], None], end: str) -> None:
+        self.both = both
+        self.timeline = timeline
+        self.run = run
+        self.end = end
+        self.dead = False
+        self.given: socket.socket | None = None
+
+    def give(self, descriptor: int, name: str) -> None:
+        self.given = socket.socket(fileno=os.dup(descriptor))
+
+    def execute(self, command: str, arguments: Any = None) -> Any:
+        if command == "migrate" and self.both.refused:
+            raise QmpRefused(command, "GenericError", self.both.refused)
+        if command in ("migrate", "migrate-incoming"):
+            thread = threading.Thread(target=self._migrate)
+            self.both.threads.append(thread)
+            thread.start()
+        return {"error-desc": "a device said no"} if command == "query-migrate" else {}
+
+    def _migrate(self) -> None:
+        assert self.given is not None
+        with self.given:
+            self.run(self.given)
+        self.timeline.record(Lane.EVENT, "", {"event": "MIGRATION", "data": {"status": self.end}})
+
+
+def test_a_state_is_stored_whole_and_then_read(tmp_path: Path) -> None:
+    both = Storing()
+    both.move(tmp_path / "state")
+    assert both.read == (tmp_path / "state").read_bytes() == STATE
+    assert stat.filemode((tmp_path / "state").stat().st_mode) == "-rw-------"
+
+
+def test_another_ones_file_is_not_written_over(tmp_path: Path) -> None:
+    file = tmp_path / "state"
+    file.write_text("mine")
+    both = Storing(source="failed")
+    with pytest.raises(MachineError, match=f"cannot be moved through {file}: .*File exists"):
+        both.move(file)
+    assert (file.read_text(), both.read) == ("mine", b"")
+
+
+@pytest.mark.parametrize(
+    ("both", "words"),
+    [
+        (Storing(refused="a device said no"), "a device said no"),
+        (Storing(source="failed"), "migrate failed: a device said no"),
+        (Storing(destination="failed"), "migrate-incoming failed: a device said no"),
+    ],
+    ids=["refused", "not stored", "not taken"],
+)
+def test_what_went_wrong_on_the_way_through_a_file_is_told(tmp_path: Path, both: Storing, words: str) -> None:
+    with pytest.raises(MachineError, match=rf"cannot be moved through {tmp_path}/state: .*{words}"):
+        both.move(tmp_path / "state")
