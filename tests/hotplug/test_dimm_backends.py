@@ -13,6 +13,7 @@ from pytest_spapr import Backend, Contract, Guest, LaunchMachine, PseriesMachine
 from pytest_spapr.hotplug.dimms import Dimm
 from pytest_spapr.timeline import Lane
 
+from .host import huge_pages, require_huge_pages
 from .inventory import nothing_changes
 
 _MIB = 1 << 20
@@ -35,15 +36,6 @@ PROPERTIES: tuple[dict[str, Any], ...] = (
 def bare(launch_machine: LaunchMachine) -> PseriesMachine:
     """A machine at ``-S`` without a guest."""
     return launch_machine(image=None, boot=False)
-
-
-def host_huge_pages() -> tuple[int, int]:
-    """Return how many huge pages of the host's default size can be had now, and that size in bytes; skip where there are none at all."""
-    told = dict(re.findall(r"^(\w+):\s+(\d+)", Path("/proc/meminfo").read_text(encoding="ascii"), re.MULTILINE))
-    if "Hugepagesize" not in told:
-        pytest.skip("this host's kernel has no huge pages")
-    more = int(Path("/proc/sys/vm/nr_overcommit_hugepages").read_text(encoding="ascii"))
-    return int(told["HugePages_Free"]) - int(told["HugePages_Rsvd"]) + more, int(told["Hugepagesize"]) << 10
 
 
 def comes_and_goes(machine: PseriesMachine, contract: Contract, backend: Backend) -> None:
@@ -79,22 +71,14 @@ def test_a_dimm_comes_from_each_kind_of_memory_under_each_policy(
 
 def test_a_dimm_comes_from_huge_pages(machine: PseriesMachine, contract: Contract) -> None:
     """M02."""
-    free, size = host_huge_pages()
-    if free * size < 256 * _MIB:
-        pytest.skip(
-            f"the host has {free} huge pages of {size} bytes free, and a DIMM needs 256 MiB of them (/proc/sys/vm/nr_hugepages)"
-        )
+    require_huge_pages(256)
     for reserve in (True, False):
         comes_and_goes(machine, contract, Backend("memfd", hugetlb=True, prealloc=reserve, reserve=reserve))
 
 
 def test_the_firmware_comes_up_in_huge_pages(launch_machine: LaunchMachine) -> None:
     """M27."""
-    free, size = host_huge_pages()
-    if free * size < 1024 * _MIB:
-        pytest.skip(
-            f"the host has {free} huge pages of {size} bytes free, and the machine needs 1 GiB of them (/proc/sys/vm/nr_hugepages)"
-        )
+    require_huge_pages(1024)
     backend = "memory-backend-memfd,id=huge,hugetlb=on,prealloc=on,size=1024M"
     machine = launch_machine(image=None, qemu_args=("-object", backend, "-machine", "memory-backend=huge"))
     machine.await_records(
@@ -150,7 +134,7 @@ def test_memory_is_touched_beforehand_by_as_many_threads_as_one_likes(bare: Pser
 
 def test_huge_pages_are_reserved_unless_one_says_no(bare: PseriesMachine) -> None:
     """M13: more than the host has is refused at once, or promised to nobody's use."""
-    free, size = host_huge_pages()
+    free, size = huge_pages()
     wanted = (free * size // (256 * _MIB) + 1) * 256 * _MIB
     beyond = {"qom-type": "memory-backend-memfd", "id": "beyond", "hugetlb": True, "size": wanted}
     with nothing_changes(bare):
