@@ -53,7 +53,7 @@ def test_a_defect_that_is_forgotten_is_found_again_and_made_small(
         pytest.skip(f"{qemu_build.version_text} does not have {TAKEN}")
     ground = FirmwareGround(spapr_harness, spapr_accelerator, forgotten=(TAKEN,))
     avoid = frozenset(Avoid) - {Avoid.TAKEN_FUNCTION}
-    rounds = (play_round(Order(seed=1, number=number, examples=20, avoid=avoid), ground) for number in range(1, 11))
+    rounds = (play_round(Order(seed=1, number=number, examples=20, avoid=avoid), ground) for number in range(1, 41))
     found = next(outcome.finding for outcome in rounds if outcome.finding)
     assert found.violation.ended
     # With one more where there is a function 0, of which QEMU then dies at another line; and one for the bridge it may be behind.

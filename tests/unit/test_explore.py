@@ -390,30 +390,35 @@ def test_a_machine_that_would_not_be_what_it_was_does_not_move() -> None:
     assert len(played.done) == 4
 
 
+def _orders() -> list[Order]:
+    """More than are needed: what hypothesis draws depends on the seed, and on the numbers in all modules that were imported by then."""
+    return [Order(seed=1, number=number, examples=60) for number in range(1, 41)]
+
+
 def test_a_refusal_after_a_move_is_met_and_left_out_where_it_is_known() -> None:
     """The deepest of the known defects: four rules in a row lead to it."""
-    orders = [Order(seed=1, number=number, examples=60) for number in range(1, 9)]
+    orders = _orders()
     ground = FakeGround(dies_of_a_refusal_after_a_move)
     assert any(play_round(order, ground).finding for order in orders)
     avoid = frozenset({Avoid.REFUSAL_AFTER_MOVE})
-    assert not any(play_round(replace(order, avoid=avoid), ground).finding for order in orders[:3])
+    assert not any(play_round(replace(order, avoid=avoid), ground).finding for order in orders[:4])
 
 
 def test_a_phb_that_comes_again_is_left_out_where_it_is_known() -> None:
-    orders = [Order(seed=1, number=number, examples=60) for number in range(1, 4)]
+    orders = _orders()
     ground = FakeGround(dies_of_a_phb_that_comes_again)
     assert any(play_round(order, ground).finding for order in orders)
     avoid = frozenset({Avoid.PHB_AGAIN})
-    assert not any(play_round(replace(order, avoid=avoid), ground).finding for order in orders)
+    assert not any(play_round(replace(order, avoid=avoid), ground).finding for order in orders[:4])
 
 
 def test_a_move_with_a_card_is_left_out_where_it_is_known_to_fail() -> None:
-    orders = [Order(seed=1, number=number, examples=60) for number in range(1, 6)]
+    orders = _orders()
     ground = FakeGround(has_no_move_with_a_card)
     found = next(outcome.finding for order in orders if (outcome := play_round(order, ground)).finding)
     assert any(name == "virtio-queue-size" and looks(found.violation) for name, looks, _ in known._KNOWN)
     avoid = frozenset({Avoid.CARD_IN_A_MOVE})
-    assert not any(play_round(replace(order, avoid=avoid), ground).finding for order in orders)
+    assert not any(play_round(replace(order, avoid=avoid), ground).finding for order in orders[:4])
 
 
 def test_a_pending_dimm_can_be_asked_for_once_more_after_a_move_and_a_pending_phb_cannot() -> None:
