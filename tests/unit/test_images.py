@@ -298,8 +298,12 @@ def test_a_tree_is_taken_whole_with_links_and_the_libraries_of_its_programs(
     recipe: Recipe, cache: Cache, archive: Archive
 ) -> None:
     below = "./usr/share/data"
-    files = {f"{below}/a.py": b"pass", f"{below}/deep/b.so": elf(needed=("libunused.so.1",)), f"{below}/link": "deep/b.so"}
-    archive.add("unwanted", deb({**files, "./usr/share/other/c": b"c"}))
+    files: dict[str, Content] = {
+        f"{below}/a.py": b"pass",
+        f"{below}/deep/b.so": elf(needed=("libunused.so.1",)),
+        f"{below}/link": "deep/b.so",
+    }
+    archive.add("unwanted", deb({**files, "./usr/share/other/c": b"c"}), "2.0")
     archive.publish()
     recipe = dataclasses.replace(recipe, trees={"opt/data": "usr/share/data"}, dependencies=True)
     image = images.build(recipe, cache, lambda: archive.url)
