@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from ci.runner import payload, verdict, wheels
-from ci.runner.machine import BUILD, IMAGE, Runner, forget_others, runner
+from ci.runner.machine import BUILD, IMAGE, Runner, runner
 from pytest_spapr import config
 from pytest_spapr.cache import Cache
 from pytest_spapr.cli.run import number_of
@@ -88,9 +88,7 @@ def _image(settings: config.Settings, cache: Cache, progress: Progress) -> Guest
     guest = supply_image(settings, cache, progress)
     own = wheels.own(cache, progress)
     files = payload.tree([own, *wheels.needed(own, cache, progress)], guest, map(payload.installed_name, SMOKE))
-    image = images.with_files(plain, f"{IMAGE}{_LIKE_IT}", files, cache)
-    forget_others(cache, image)
-    return image
+    return images.with_files(plain, f"{IMAGE}{_LIKE_IT}", files, cache)
 
 
 def _tests(machine: Runner, tests: Sequence[str], seconds: float, results: Path) -> int:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
+import os
 import re
 import stat
 import subprocess
@@ -20,7 +23,8 @@ from pytest_spapr.cache import Cache
 from pytest_spapr.errors import MachineError, SpaprError
 from pytest_spapr.images import recipe, store
 from pytest_spapr.progress import NullProgress
-from pytest_spapr.templates.key import unsuitable
+from pytest_spapr.templates import store as templates
+from pytest_spapr.templates.key import FORMAT, unsuitable
 from tests.unit.cached_image import publish_image
 
 SUITE = wheels.ROOT / "tests/hotplug"
@@ -160,13 +164,20 @@ def test_a_script_of_the_image_is_one(name: str) -> None:
     assert subprocess.run(["sh", "-n", str(path)], capture_output=True, check=False).returncode == 0
 
 
-def test_images_with_an_older_payload_go(tmp_path: Path) -> None:
+def test_images_and_templates_with_an_older_payload_go(tmp_path: Path) -> None:
     cache = Cache(tmp_path)
+    for key, name in (("old", "ppc64-runner+payload"), ("used", "ppc64-runner+payload"), ("another", "debian-12")):
+        with cache.publish(templates.KIND, key) as directory:
+            (directory / templates.MANIFEST).write_text(json.dumps({"format": FORMAT, "image": name, "unsound": "made by hand"}))
     for key in ("ppc64-runner-1", "ppc64-runner+payload-1", "ppc64-runner+payload-2"):
         with cache.publish(store.KIND, key):
             pass
     current = cache.entry(store.KIND, "ppc64-runner+payload-2")
+    descriptor = os.open(cache.entry(templates.KIND, "used"), os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
     forget_others(cache, replace(an_image(tmp_path / "any"), name="ppc64-runner+payload", directory=current))
+    os.close(descriptor)
+    assert {entry.key for entry in cache.entries(templates.KIND)} == {"used", "another"}
     assert {entry.key for entry in cache.entries(store.KIND)} == {"ppc64-runner-1", "ppc64-runner+payload-2"}
 
 
