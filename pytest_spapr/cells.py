@@ -8,6 +8,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from pytest_spapr.config import Settings
+from pytest_spapr.deadline import host_slowness
 from pytest_spapr.errors import SpaprError
 from pytest_spapr.supply import (
     BINARY,
@@ -120,8 +121,12 @@ class Cell:
             found.append(f"{build.version_text}, {build.binary}")
         if accelerator := self._accelerator.value:
             found.append(accelerator)
+            if accelerator == "kvm" and build and build.kvm_properties:
+                found.append(f"which needs {' '.join(build.kvm_properties)} here")
         if image := self._image.value:
             found.append(f"image {image.name}, {image.kernel_text}")
+        if (times := host_slowness()) > 1:
+            found.append(f"a slow host: time budgets times {times:.0f}")
         if build:
             found += contract_notes(self.settings, build)
         return ", ".join([f"{self.id}: {found[0]}", *found[1:]] if found and self.id else found)

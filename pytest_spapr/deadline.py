@@ -1,14 +1,16 @@
 """Deadlines, and the one table of time budgets.
 
 A blocking call takes a :class:`Deadline`, never bare seconds, so that nested waits share one end. The budgets are backstops:
-a wait ends with its event. They scale with the accelerator only: that is what changes guest speed by an order of magnitude.
+a wait ends with its event. They scale with what changes guest speed by an order of magnitude: the accelerator, and a host that is an
+emulated machine itself.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cache
 from typing import Final
 
 from pytest_spapr.errors import DeadlineExpired
@@ -116,6 +118,37 @@ _TCG = Budgets(launch=30, boot=180, ssh=60, command=60, qmp=30, plug=60, unplug=
 _KVM = Budgets(launch=15, boot=60, installed=300, ssh=20, command=20, qmp=10, plug=20, unplug=30)
 
 
-def budgets(accelerator: str) -> Budgets:
-    """Return the time budgets for ``tcg`` or ``kvm``."""
-    return _KVM if accelerator == "kvm" else _TCG
+# A piece of work takes an x86 of these years 1 ms, and a pseries machine that TCG emulates on it 14 to 26 ms; others get as much as this.
+_ROUNDS = 20_000
+_USUAL = 0.003
+# Beyond it something else is wrong than a slow host.
+_SLOWEST = 30.0
+
+
+def slowness(work: Callable[[], float]) -> float:
+    """Return how many times slower than the slowest usual one a host is: 1 on a real processor, 5 to 10 on one that TCG emulates.
+
+    :param work: does a piece of work, and returns the seconds of CPU time that it took: a busy host is no slow one.
+    """
+    return min(max(1.0, min(work() for _ in range(3)) / _USUAL), _SLOWEST)
+
+
+def _work() -> float:
+    began = time.thread_time()
+    total = 0
+    for number in range(_ROUNDS):
+        total += number * number % 7
+    return time.thread_time() - began
+
+
+@cache
+def host_slowness() -> float:
+    """Return the :func:`slowness` of this host, measured once: 5 ms on a usual one."""
+    return slowness(_work)
+
+
+def budgets(accelerator: str, times: float | None = None) -> Budgets:
+    """Return the time budgets for ``tcg`` or ``kvm``. :param times: as :func:`host_slowness`, which it is by default."""
+    usual = _KVM if accelerator == "kvm" else _TCG
+    factor = host_slowness() if times is None else times
+    return Budgets(**{field.name: getattr(usual, field.name) * factor for field in fields(Budgets)})

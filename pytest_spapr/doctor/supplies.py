@@ -109,7 +109,7 @@ def stored_images(cache: Cache, known: Iterable[str] | None = None) -> Iterator[
     """Check every image that there is a recipe for. :param known: recipes' names, by default all for pseries machines."""
     for name in known or recipes.names():
         recipe = recipes.load(name)
-        if recipe.architecture != recipes.PSERIES:
+        if recipe.host:
             continue
         remedy, for_what = f"spapr image build {name}", f"--spapr-image={name}"
         try:

@@ -49,6 +49,8 @@ def resolve(
     recipe = recipes.load(name)
     if recipe.architecture != PSERIES:
         raise ImageError(f"{name} is not for a pseries machine, but for {recipe.architecture}: {recipe.description}")
+    if recipe.host:
+        raise ImageError(f"{name} is not a guest to be tested: {recipe.description}")
     return build(recipe, cache, mirror, progress, install=install)
 
 
@@ -139,6 +141,25 @@ def with_kernel(image: GuestImage, vmlinux: Path, modules: Path | None, cache: C
     return store.open_image(entry)
 
 
+def with_files(image: GuestImage, name: str, tree: Mapping[str, cpio.Node], cache: Cache) -> GuestImage:
+    """Return ``image`` with more files in its initramfs, from the cache when nothing changed. The keys stay the image's.
+
+    :param name: what it is called with them. :raises CacheError: disk full.
+    """
+    parts = {**_parts(image), "files": cpio.archive(tree)}
+    digest = hashlib.sha256(json.dumps(image.manifest["files"], sort_keys=True).encode() + parts["files"])
+    key = f"{name}-{digest.hexdigest()[:12]}"
+    with cache.lock(f"image-{key}"):
+        if not cache.has(store.KIND, key, store.MANIFEST):
+            files = {file: (image.directory / file).read_bytes() for file in (store.VMLINUX, store.CLIENT_KEY, store.HOST_KEY)}
+            facts = {fact: value for fact, value in image.manifest.items() if fact not in ("format", "parts", "files")}
+            disk = image.disk
+            linked = None if disk is None else lambda path: _link(disk, path)
+            cache.require_space(sum(map(len, (*parts.values(), *files.values()))), f"the image {name}")
+            _publish(cache, key, {**facts, "name": name}, parts, files, linked)
+    return store.open_image(cache.entry(store.KIND, key))
+
+
 def _build(recipe: Recipe, cache: Cache, mirror: str, progress: Progress, again: bool, install: Install | None) -> None:
     if recipe.disk is not None and install is None:
         raise ImageError(
@@ -149,7 +170,7 @@ def _build(recipe: Recipe, cache: Cache, mirror: str, progress: Progress, again:
         return _fetch(AptState(cache, mirror, suites, recipe.architecture, progress), cache, names, wanted, again)
 
     kernel_debs = fetch(recipe.kernel_suites, [recipe.kernel_package], recipe.kernel_files)
-    debs = fetch(recipe.suites, recipe.packages, recipe.packages)
+    debs = fetch(recipe.suites, recipe.packages, ["*"] if recipe.dependencies else recipe.packages)
     disk_debs = fetch(recipe.suites, recipe.disk.packages, ["*"]) if recipe.disk else {}
     progress.phase(f"building guest image {recipe.name}")
     vmlinux, config, available = _read_kernel(list(kernel_debs.values()))

@@ -54,13 +54,16 @@ class Recipe:
 
     :ivar kernel_package: resolved in ``kernel_suites`` with its dependencies; ``kernel_files`` are globs of the package names among them
         that matter.
-    :ivar packages: of ``suites``: where programs and libraries come from; nothing that they depend on is added.
+    :ivar packages: of ``suites``: where programs and libraries come from. :ivar dependencies: so do all that they depend on; else nothing
+        is added to them.
     :ivar programs: path in the guest -> path in a package; their libraries are found.
+    :ivar trees: the same of directories, with all that packages have below them.
     :ivar applets: names that busybox answers to. :ivar modules: kernel modules to load, in order; dependencies are found.
     :ivar spare_modules: modules that are there for whoever says ``modprobe NAME``.
     :ivar console_shell: the init keeps a shell on hvc3 for the plugin (``guest/console.py``), and the program ``renew``, which is
         added, on hvc2.
     :ivar disk: what the init goes on with, None for an image that is all initramfs.
+    :ivar host: it is a host of nested machines, and never a guest under test.
     :ivar digest: SHA256 of all that the recipe's author wrote.
     """
 
@@ -72,7 +75,9 @@ class Recipe:
     kernel_package: str
     kernel_files: tuple[str, ...]
     packages: tuple[str, ...]
+    dependencies: bool
     programs: Mapping[str, str]
+    trees: Mapping[str, str]
     applets: tuple[str, ...]
     directories: tuple[str, ...]
     links: Mapping[str, str]
@@ -81,6 +86,7 @@ class Recipe:
     spare_modules: tuple[str, ...]
     console_shell: bool
     disk: Disk | None
+    host: bool
     digest: str
 
     @property
@@ -149,16 +155,19 @@ def _checked(name: str, layers: Sequence[_Layer]) -> Recipe:
     executable = reader.strings("executable")
     files = _files(reader.sources("files"), executable)
     disk = _disk(reader) if reader.has("disk_packages") else None
+    architecture = reader.string("architecture")
     recipe = Recipe(
         name=name,
         description=reader.string("description"),
         suites=reader.strings("suites"),
-        architecture=reader.string("architecture"),
+        architecture=architecture,
         kernel_suites=reader.strings("kernel_suites"),
         kernel_package=reader.string("kernel_package"),
         kernel_files=reader.strings("kernel_files"),
         packages=reader.strings("packages"),
+        dependencies=reader.has("dependencies") and reader.boolean("dependencies"),
         programs=reader.mapping("programs"),
+        trees=reader.mapping("trees") if reader.has("trees") else {},
         applets=tuple(reader.string("applets").split()),
         directories=reader.strings("directories"),
         links=reader.mapping("links"),
@@ -167,6 +176,7 @@ def _checked(name: str, layers: Sequence[_Layer]) -> Recipe:
         spare_modules=reader.strings("spare_modules"),
         console_shell=reader.boolean("console_shell"),
         disk=disk,
+        host=architecture != PSERIES or (reader.has("host") and reader.boolean("host")),
         digest=_digest(layers, files if disk is None else (*files, *disk.files, File("", disk.configure, 0)), layers[0].path),
     )
     reader.finish()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from pytest_spapr.debian.unpack import Kind, Member, members
@@ -19,10 +19,11 @@ _ROOTS = ("bin/", "sbin/", "lib/", "lib64/", "usr/bin/", "usr/sbin/", "usr/lib/"
 class _Files:
     """All members of some packages, with lookups as the guest would do them."""
 
-    def __init__(self, debs: Sequence[Path]) -> None:
+    def __init__(self, debs: Sequence[Path], asked: Iterable[str] = ()) -> None:
+        roots = (*_ROOTS, *asked)
         self._members: dict[str, Member] = {}
         for deb in debs:
-            for member in members(deb, lambda path: path.startswith(_ROOTS)):
+            for member in members(deb, lambda path: path.startswith(roots)):
                 if member.kind is not Kind.DIRECTORY:
                     self._members[member.path] = member
         self._libraries = {posixpath.basename(path): path for path in self._members if "/lib" in f"/{path}" and ".so" in path}
@@ -39,6 +40,15 @@ class _Files:
             path = posixpath.normpath(target).lstrip("/")
         return None
 
+    def below(self, directory: str) -> dict[str, Member]:
+        """Return what is below a directory, by its path from there; a hard link as the file that it is."""
+        start = f"{directory}/"
+        inside = {path: member for path, member in self._members.items() if path.startswith(start)}
+        return {
+            path.removeprefix(start): (self.find(path) or member) if member.kind is Kind.HARDLINK else member
+            for path, member in inside.items()
+        }
+
     def library(self, name: str) -> Member | None:
         path = self._libraries.get(posixpath.basename(name))
         return self.find(path) if path else None
@@ -49,11 +59,15 @@ def tree(recipe: Recipe, debs: Sequence[Path]) -> dict[str, cpio.Node]:
 
     :raises ImageError: a program or library is in none of the packages.
     """
-    packaged = _Files(debs)
+    packaged = _Files(debs, (*recipe.programs.values(), *(f"{path}/" for path in recipe.trees.values())))
     whole: dict[str, cpio.Node] = {path: cpio.directory() for path in recipe.directories}
     whole["dev/console"] = cpio.character_device(5, 1)
     whole["dev/null"] = cpio.character_device(1, 3, 0o666)
     programs = {target: _program(packaged, source, recipe) for target, source in recipe.programs.items()}
+    for target, source in recipe.trees.items():
+        found = _tree(packaged, source, recipe)
+        whole |= {f"{target}/{path}": cpio.symlink(one.target) for path, one in found.items() if one.kind is Kind.SYMLINK}
+        programs |= {f"{target}/{path}": one for path, one in found.items() if one.kind is not Kind.SYMLINK}
     whole |= {
         path: cpio.file(found.data, found.mode) for path, found in (programs | _libraries(packaged, programs, recipe)).items()
     }
@@ -70,6 +84,12 @@ def _program(packaged: _Files, source: str, recipe: Recipe) -> Member:
     if program is None:
         raise ImageError(f"image {recipe.name}: none of its packages has {source}: add the package that has it to the recipe.")
     return program
+
+
+def _tree(packaged: _Files, source: str, recipe: Recipe) -> dict[str, Member]:
+    if not (found := packaged.below(source)):
+        raise ImageError(f"image {recipe.name}: none of its packages has anything below {source}.")
+    return found
 
 
 def _libraries(packaged: _Files, programs: Mapping[str, Member], recipe: Recipe) -> dict[str, Member]:

@@ -279,4 +279,12 @@ def _machine(build: QemuBuild, spec: MachineSpec, *, has_kernel: bool) -> str:
             f"firmware='vof': {build.name} ({build.version_text}) has no Virtual Open Firmware (QEMU 6.1 and later)"
         )
     vof = spec.firmware == "vof" or (spec.firmware == "auto" and has_kernel and "x-vof" in build.features)
-    return f"{spec.machine},x-vof=on" if vof else spec.machine
+    return ",".join([spec.machine, *_lowered(build, spec), *(["x-vof=on"] if vof else [])])
+
+
+def _lowered(build: QemuBuild, spec: MachineSpec) -> list[str]:
+    """Return what KVM needs on this host, as far as nobody asked for something else."""
+    if spec.accelerator != "kvm":
+        return []
+    named = {word.partition("=")[0] for word in spec.machine.split(",")}
+    return [word for word in build.kvm_properties if word.partition("=")[0] not in named]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pytest_spapr.errors import BuildError
-from pytest_spapr.qemu import behaviour
+from pytest_spapr.qemu import behaviour, capabilities
 from pytest_spapr.qemu.passthrough import DRIVER
 from pytest_spapr.qemu.process import exit_in_words
 
@@ -56,6 +56,7 @@ class QemuBuild:
         on hot-unplug (``behaviour.BEHAVIOURS``).
     :ivar devices: device models. :ivar sha256: of the binary.
     :ivar unprobed: why what it does on hot-unplug was taken from its version; None if it was observed.
+    :ivar kvm_properties: of a machine that KVM is to run here, which it does not run without them; see ``capabilities``.
     """
 
     name: str
@@ -70,6 +71,7 @@ class QemuBuild:
     devices: frozenset[str]
     sha256: str
     unprobed: str | None = None
+    kvm_properties: tuple[str, ...] = ()
 
     @property
     def version_text(self) -> str:
@@ -81,7 +83,8 @@ class QemuBuild:
 def probe(command: Sequence[str], env: Mapping[str, str], binary: Path, cache: Path | None, name: str) -> QemuBuild:
     """Return what a build can do. Runs it for about 0.6 s, and not at all when its hash is in the cache.
 
-    A build with KVM compiled in is asked each time whether that works: it depends on the host's modules and permissions too.
+    A build with KVM compiled in is asked each time whether that works, and with which machines: it depends on the host's processor,
+    modules and permissions too.
 
     :param command: how to run it, without arguments of ours. :param env: additions to the environment.
     :param binary: the file whose hash names the answers. :param cache: a directory for answers, or None.
@@ -111,7 +114,8 @@ def probe(command: Sequence[str], env: Mapping[str, str], binary: Path, cache: P
             unprobed = str(error)
     build = _build(answers, name=name, command=tuple(command), env=dict(env), binary=binary, sha256=digest)
     does = frozenset(answers[_BEHAVIOUR]) if unprobed is None else behaviour.by_version(build.version)
-    return replace(build, features=build.features | does, unprobed=unprobed)
+    properties = capabilities.lacking(command, env) if "kvm" in build.accelerators else ()
+    return replace(build, features=build.features | does, unprobed=unprobed, kvm_properties=properties)
 
 
 def _sha256(binary: Path) -> str:

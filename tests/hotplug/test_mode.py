@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from pytest_spapr import Guest
+from pytest_spapr import Guest, PseriesMachine
 from pytest_spapr.cells import Cell
 
 #: What the guest's kernel says of a property of the machine, or of a CPU model, in /proc/cpuinfo or /proc/interrupts.
@@ -33,3 +33,10 @@ def test_the_guest_is_in_the_mode_that_was_named(guest: Guest, spapr_cell: Cell)
         pytest.skip("no mode was named: --spapr-machine, --spapr-cpu, --spapr-kernel-args")
     found = guest.ask("cat /proc/cpuinfo /proc/interrupts /proc/cmdline").check().stdout
     assert [word for word in sorted(expected | set(arguments)) if not re.search(rf"\b{re.escape(word)}", found)] == []
+
+
+def test_qemu_runs_the_machine_on_the_accelerator_that_was_chosen(machine: PseriesMachine, spapr_accelerator: str) -> None:
+    """KVM that was named is KVM: QEMU says so of the machine itself, and never falls back."""
+    kvm = machine.qmp.execute("query-kvm")
+    assert kvm["enabled"] == (spapr_accelerator == "kvm")
+    assert kvm["present"] or spapr_accelerator == "tcg"

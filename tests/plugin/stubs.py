@@ -26,6 +26,7 @@ def build(version: tuple[int, int, int] = (7, 2, 22), accelerators: frozenset[st
         package="Debian 1:7.2",
         binary=Path("/somewhere/qemu-system-ppc64"),
         accelerators=accelerators,
+        kvm_properties=(),
         features=frozenset(),
         machines=frozenset({"pseries", "pseries-7.2"}),
         unprobed=None,

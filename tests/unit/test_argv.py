@@ -132,6 +132,14 @@ def test_kvm() -> None:
     assert (values("-accel", line), values("-cpu", line)) == (["kvm"], ["host"])
 
 
+def test_a_machine_for_kvm_has_what_kvm_needs_here_unless_something_else_was_named() -> None:
+    build = replace(BUILD, kvm_properties=("cap-cfpc=broken", "cap-ibs=broken"))
+    assert values("-machine", words(build=build, accelerator="kvm")) == ["pseries,cap-cfpc=broken,cap-ibs=broken,x-vof=on"]
+    assert values("-machine", words(build=build)) == ["pseries,x-vof=on"]
+    named = words(build=build, accelerator="kvm", machine="pseries,cap-ibs=workaround")
+    assert values("-machine", named) == ["pseries,cap-ibs=workaround,cap-cfpc=broken,x-vof=on"]
+
+
 @pytest.mark.parametrize(
     ("version", "model"), [((5, 2, 0), "power8"), ((7, 1, 0), "power8"), ((7, 2, 0), "power9"), ((11, 1, 3), "power9")]
 )

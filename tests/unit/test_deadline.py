@@ -6,7 +6,7 @@ from dataclasses import fields
 
 import pytest
 
-from pytest_spapr.deadline import Budgets, Deadline, WorkingTime, budgets, working_time
+from pytest_spapr.deadline import Budgets, Deadline, WorkingTime, budgets, host_slowness, slowness, working_time
 from pytest_spapr.errors import DeadlineExpired
 
 
@@ -75,6 +75,31 @@ def test_every_budget_is_positive_and_tcg_has_the_larger_ones() -> None:
     for field in fields(Budgets):
         assert getattr(tcg, field.name) >= getattr(kvm, field.name) > 0
     assert tcg != kvm
+
+
+def test_budgets_grow_with_the_slowness_of_the_host() -> None:
+    usual, slow = budgets("kvm", 1), budgets("kvm", 10)
+    assert [getattr(slow, field.name) for field in fields(Budgets)] == [
+        10 * getattr(usual, field.name) for field in fields(Budgets)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "times"),
+    [
+        ([0.0001] * 3, 1),
+        ([0.003] * 3, 1),
+        ([0.5, 0.03, 0.04], pytest.approx(10)),
+        ([9.0] * 3, 30),
+    ],
+    ids=["fast", "usual", "the best of three", "bounded"],
+)
+def test_a_host_is_slow_by_the_cpu_time_of_a_piece_of_work(seconds: list[float], times: float) -> None:
+    assert slowness(iter(seconds).__next__) == times
+
+
+def test_a_host_like_this_one_is_not_slow() -> None:
+    assert host_slowness() == 1
 
 
 def test_working_time_stands_still_while_a_person_is_waited_for(clock: Clock) -> None:

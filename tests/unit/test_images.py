@@ -15,8 +15,8 @@ import pytest
 from pytest_spapr.cache import Cache
 from pytest_spapr.errors import ImageError, VerificationError
 from pytest_spapr.images import build as images
+from pytest_spapr.images import cpio, store
 from pytest_spapr.images import recipe as recipes
-from pytest_spapr.images import store
 from pytest_spapr.images.recipe import Recipe
 from tests.unit.debian_archive import HAS_APT, Archive, Content, Signer, deb, elf, module, vmlinux
 from tests.unit.test_cpio import entries
@@ -270,6 +270,8 @@ def test_an_image_that_does_not_exist_is_named(cache: Cache, tmp_path: Path) -> 
         images.resolve("nonesuch", cache, no_mirror)
     with pytest.raises(ImageError, match="vfio-host is not for a pseries machine, but for amd64"):
         images.resolve("vfio-host", cache, no_mirror)
+    with pytest.raises(ImageError, match="ppc64-runner is not a guest to be tested: no guest: a ppc64 runner"):
+        images.resolve("ppc64-runner", cache, no_mirror)
     with pytest.raises(ImageError, match=r"debian-12 is not in the cache .*spapr image build debian-12"):
         images.find("debian-12", cache)
 
@@ -290,6 +292,49 @@ def test_an_image_for_an_x86_machine_has_its_kernel_and_modules(
     assert found.kernel_release == "6.1.0-50-amd64"
     assert found.kernel.read_bytes() == bzimage()
     assert found.modules == ("virtio_net",)
+
+
+def test_a_tree_is_taken_whole_with_links_and_the_libraries_of_its_programs(
+    recipe: Recipe, cache: Cache, archive: Archive
+) -> None:
+    below = "./usr/share/data"
+    files: dict[str, Content] = {
+        f"{below}/a.py": b"pass",
+        f"{below}/deep/b.so": elf(needed=("libunused.so.1",)),
+        f"{below}/link": "deep/b.so",
+    }
+    archive.add("unwanted", deb({**files, "./usr/share/other/c": b"c"}), "2.0")
+    archive.publish()
+    recipe = dataclasses.replace(recipe, trees={"opt/data": "usr/share/data"}, dependencies=True)
+    image = images.build(recipe, cache, lambda: archive.url)
+    found = tree(image)
+    assert found["opt/data/a.py"][1] == b"pass"
+    assert found["opt/data/link"] == (stat.S_IFLNK | 0o777, b"deep/b.so")
+    assert "lib/libunused.so.1" in found, "what a program of the tree needs"
+    assert not any(path.startswith(("opt/data/c", "usr/share")) for path in found)
+    assert "unwanted" in image.packages, "a package that another one depends on"
+
+
+def test_a_tree_that_no_package_has_is_named(recipe: Recipe, cache: Cache, archive: Archive) -> None:
+    recipe = dataclasses.replace(recipe, trees={"opt/data": "usr/share/data"})
+    with pytest.raises(ImageError, match="none of its packages has anything below usr/share/data"):
+        images.build(recipe, cache, lambda: archive.url)
+
+
+def test_an_image_with_more_files_is_another_one_with_the_same_keys(image: store.GuestImage, cache: Cache) -> None:
+    more = {"payload/settings": cpio.file(b"export X=1\n", 0o600)}
+    found = images.with_files(image, "one+more", more, cache)
+    assert tree(found) == {
+        **tree(image),
+        "payload": (stat.S_IFDIR | 0o755, b""),
+        "payload/settings": (stat.S_IFREG | 0o600, b"export X=1\n"),
+    }
+    assert (found.name, found.kernel_release, found.modules) == ("one+more", image.kernel_release, image.modules)
+    assert (found.host_key, found.client_key.read_bytes()) == (image.host_key, image.client_key.read_bytes())
+    assert store.verify(found.directory) == found
+    assert images.with_files(image, "one+more", more, cache) == found, "the same from the cache"
+    other = images.with_files(image, "one+more", {"payload/settings": cpio.file(b"")}, cache)
+    assert other.directory != found.directory
 
 
 @pytest.fixture

@@ -150,11 +150,25 @@ def test_the_recipes_that_come_with_the_package_are_sound() -> None:
         "debian-13-64k",
         "debian-sid",
         "debian-sid-64k",
+        "ppc64-runner",
         "vfio-host",
     ]
+    assert [name for name, one in found.items() if one.host] == ["ppc64-runner", "vfio-host"]
     assert len({one.key for one in found.values()}) == len(found)
-    guests = [one for one in found.values() if one.architecture == recipe.PSERIES and one.disk is None]
+    guests = [one for one in found.values() if not one.host and one.disk is None]
     assert len({(one.suites, one.packages, one.files, one.modules) for one in guests}) == 1, "one userland for all"
+
+
+def test_trees_and_dependencies_are_there_for_who_asks_and_a_host_is_no_guest(directory: Path) -> None:
+    plain = recipe.load("one", directory)
+    assert (plain.trees, plain.dependencies, plain.host) == ({}, False, False)
+    path = directory / "one/recipe.toml"
+    path.write_text("dependencies = true\nhost = true\n" + TEXT + '[trees]\n"usr/lib/x" = "usr/lib/x"\n')
+    found = recipe.load("one", directory)
+    assert (found.trees, found.dependencies, found.host) == ({"usr/lib/x": "usr/lib/x"}, True, True)
+    path.write_text('dependencies = "yes"\n' + TEXT)
+    with pytest.raises(ImageError, match="dependencies must be true or false"):
+        recipe.load("one", directory)
 
 
 DISK = """
