@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import select
+import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import Final, Protocol, TextIO
 
 from pytest_spapr.errors import ConfigError
@@ -55,6 +57,35 @@ class Typed:
             app.exit(exception=EOFError())
 
 
+class Plain:
+    """Lines that a person types at a terminal that has no cursor to move (``TERM=dumb``): what comes meanwhile comes in between.
+
+    prompt_toolkit has an application of its own there for each line, which nobody else can end.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._told, self._tells = socket.socketpair()
+
+    def read(self) -> str:
+        print(_PROMPT, end="", flush=True)
+        ready, _, _ = select.select([self._stream, self._told], [], [])
+        # A terminal gives one line at a time, so that none waits in the stream.
+        line = "" if self._told in ready else self._stream.readline()
+        if not line:
+            raise EOFError
+        return line
+
+    def hang_up(self) -> None:
+        # After the last line nobody is there to be told.
+        with suppress(OSError):
+            self._tells.send(b".")
+
+    def close(self) -> None:
+        self._told.close()
+        self._tells.close()
+
+
 class Piped:
     """Lines out of a file or a pipe, each of which is shown as if it were typed."""
 
@@ -94,6 +125,11 @@ def terminal(words: Callable[[], Sequence[str]], stream: TextIO | None = None) -
         yield Piped(stream)
         return
     from prompt_toolkit.patch_stdout import patch_stdout
+    from prompt_toolkit.utils import is_dumb_terminal
 
+    if is_dumb_terminal():
+        with closing(Plain(stream)) as plain:
+            yield plain
+        return
     with patch_stdout():
         yield Typed(words())

@@ -8,6 +8,7 @@ from typing import Final
 
 from pytest_spapr.deadline import Deadline
 from pytest_spapr.errors import CommandFailed, DeadlineExpired
+from pytest_spapr.printable import printable
 from pytest_spapr.timeline import Lane, Timeline
 
 # Of what a command wrote, on the timeline.
@@ -37,12 +38,12 @@ class Completed:
 
 def record_command(timeline: Timeline, lane: Lane, command: str) -> None:
     """Say on the timeline that a command is sent."""
-    timeline.record(lane, f"$ {_printable(command)}", {"command": command})
+    timeline.record(lane, f"$ {printable(command)}", {"command": command})
 
 
 def record_answer(timeline: Timeline, lane: Lane, done: Completed, seconds: float) -> None:
     """Say on the timeline how a command ended and how its output begins."""
-    words = _printable((done.stdout + done.stderr).strip()[:_SHOWN].replace("\n", " | "))
+    words = printable((done.stdout + done.stderr).strip()[:_SHOWN].replace("\n", " | "))
     text = f"= {done.status} in {seconds:.3f} s" + (f": {words}" if words else "")
     timeline.record(lane, text, {"status": done.status})
 
@@ -54,8 +55,3 @@ def await_death_notice(timeline: Timeline) -> None:
     """
     with contextlib.suppress(DeadlineExpired):
         timeline.wait(lambda _: None, since=timeline.mark(), deadline=Deadline(_DEATH_NOTICE), what="news of QEMU's end")
-
-
-def _printable(text: str) -> str:
-    """Return the text as one line that harms no terminal."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)

@@ -11,6 +11,8 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from pytest_spapr.printable import printable
+
 _CHUNK: Final = 65536
 # A line without an end (a flood, a binary dump) is cut here, so that nothing grows without bound and nothing is lost.
 _LONGEST: Final = 8192
@@ -34,12 +36,12 @@ class LineSplitter:
             lines.append(self._rest[:_LONGEST])
             self._rest = self._rest[_LONGEST:]
         for line in lines:
-            yield _printable(line)
+            yield _line(line)
 
     def end(self) -> Iterator[str]:
         """Yield what is left when the stream has ended."""
         if self._rest:
-            yield _printable(self._rest)
+            yield _line(self._rest)
             self._rest = b""
 
 
@@ -127,11 +129,5 @@ class LineReader:
             return b""
 
 
-def _printable(line: bytes) -> str:
-    text = line.rstrip(b"\r").decode("utf-8", errors="backslashreplace")
-    if text.isprintable():
-        # Nearly all; a flood is read a hundred times as fast.
-        return text
-    return "".join(
-        character if character.isprintable() or character == "\t" else f"\\x{ord(character):02x}" for character in text
-    )
+def _line(data: bytes) -> str:
+    return printable(data.rstrip(b"\r").decode("utf-8", errors="backslashreplace"), kept="\t")

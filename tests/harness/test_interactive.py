@@ -57,11 +57,13 @@ def test_a_qemu_that_is_asked_to_quit_ends_it(qemu_build: QemuBuild) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.fixture
-def person(qemu_build: QemuBuild) -> Iterator[pexpect.spawn[str]]:
-    """Somebody at a terminal in which the command runs."""
-    command = _command(qemu_build)
-    typing: pexpect.spawn[str] = pexpect.spawn(command[0], command[1:], encoding="utf-8", timeout=_SECONDS, dimensions=(40, 200))
+@pytest.fixture(params=["xterm", "dumb"])
+def person(request: pytest.FixtureRequest, qemu_build: QemuBuild) -> Iterator[pexpect.spawn[str]]:
+    """Somebody at a terminal of that type in which the command runs."""
+    command, env = _command(qemu_build), {**os.environ, "TERM": request.param}
+    typing: pexpect.spawn[str] = pexpect.spawn(
+        command[0], command[1:], encoding="utf-8", timeout=_SECONDS, dimensions=(40, 200), env=env
+    )
     try:
         typing.expect_exact("spapr>")
         yield typing
@@ -69,8 +71,14 @@ def person(qemu_build: QemuBuild) -> Iterator[pexpect.spawn[str]]:
         typing.close(force=True)
 
 
-def test_a_person_types_completes_and_leaves(person: pexpect.spawn[str]) -> None:
+@pytest.mark.parametrize("person", ["xterm"], indirect=True)
+def test_a_line_is_completed(person: pexpect.spawn[str]) -> None:
     person.send("query-statu\t\r")
+    person.expect_exact('"prelaunch"')
+
+
+def test_a_person_types_and_leaves(person: pexpect.spawn[str]) -> None:
+    person.send("query-status\r")
     person.expect_exact('"prelaunch"')
     # Drawn again below what was shown.
     person.expect_exact("spapr>")

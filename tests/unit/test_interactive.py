@@ -150,8 +150,9 @@ def test_what_comes_by_itself_is_shown_but_not_what_the_plugin_asks() -> None:
 
 
 @pytest.fixture
-def typing() -> Iterator[PipeInput]:
+def typing(monkeypatch: pytest.MonkeyPatch) -> Iterator[PipeInput]:
     """A person's keyboard."""
+    monkeypatch.setenv("TERM", "xterm")
     with create_pipe_input() as keyboard, create_app_session(input=keyboard, output=DummyOutput()):
         yield keyboard
 
@@ -183,6 +184,38 @@ def test_a_machine_that_ends_ends_the_wait_for_a_line(typing: PipeInput) -> None
         hang_up.join()
     with pytest.raises(EOFError):
         lines.read()
+
+
+def test_a_terminal_without_a_cursor_takes_lines_until_the_machine_ends(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    leader, follower = os.openpty()
+    with os.fdopen(leader, "wb", buffering=0) as keyboard, os.fdopen(follower) as stream, terminal(list, stream) as where:
+        keyboard.write(b"query-status\n\n")
+        assert [where.read(), where.read()] == ["query-status\n", "\n"]
+        hang_up = threading.Timer(0.2, where.hang_up)
+        hang_up.start()
+        guard = threading.Timer(_SECONDS, lambda: keyboard.write(b"too late\n"))
+        guard.start()
+        try:
+            for _ in range(2):
+                with pytest.raises(EOFError):
+                    where.read()
+        finally:
+            guard.cancel()
+            hang_up.join()
+    where.hang_up()
+    assert capsys.readouterr().out == "spapr> " * 4
+
+
+def test_a_person_without_a_cursor_hangs_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    leader, follower = os.openpty()
+    with os.fdopen(leader, "wb", buffering=0) as keyboard, os.fdopen(follower) as stream, terminal(list, stream) as where:
+        keyboard.write(b"\x04")
+        with pytest.raises(EOFError):
+            where.read()
 
 
 def test_lines_from_a_pipe_are_shown_as_if_they_were_typed(capsys: pytest.CaptureFixture[str]) -> None:
