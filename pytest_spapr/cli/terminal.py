@@ -69,9 +69,10 @@ class Plain:
 
     def read(self) -> str:
         print(_PROMPT, end="", flush=True)
-        ready, _, _ = select.select([self._stream, self._told], [], [])
+        told = self._told.fileno()
+        ready, _, _ = select.select([self._stream.fileno(), told], [], [])
         # A terminal gives one line at a time, so that none waits in the stream.
-        line = "" if self._told in ready else self._stream.readline()
+        line = "" if told in ready else self._stream.readline()
         if not line:
             raise EOFError
         return line
