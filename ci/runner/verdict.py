@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
+from xml.etree import ElementTree
+
+from pytest_spapr.avocado.verdict import state_of
+from pytest_spapr.errors import SpaprError
 
 #: The test that asks QEMU for it: query-kvm of the machine itself.
 PROOF: Final = "test_qemu_runs_the_machine_on_the_accelerator_that_was_chosen"
@@ -14,13 +17,16 @@ _ACCELERATOR: Final = "spapr_accel"
 _KVM: Final = "kvm"
 # A test that meets a known defect is expected to fail.
 _FINE: Final = ("passed", "xfailed")
-_OUTCOMES: Final = {"error": "error", "failure": "failed", "skipped": "skipped"}
+
+
+class NoReport(SpaprError):
+    """pytest left no report, or none that can be read."""
 
 
 class Case(NamedTuple):
     """One test of the report.
 
-    :ivar outcome: ``passed``, ``failed``, ``error``, ``skipped`` or ``xfailed``. :ivar accelerator: of its machines, None without any.
+    :ivar outcome: as ``state_of`` has it. :ivar accelerator: of its machines, None without any.
     """
 
     name: str
@@ -30,12 +36,12 @@ class Case(NamedTuple):
 
 
 def read(junit: Path) -> list[Case]:
-    """Return the tests of a report by pytest. :raises ValueError: it is none."""
+    """Return the tests of a report by pytest. :raises NoReport: it is none."""
     try:
         # Of our own runner: no entities of others are in it.
-        root = ET.parse(junit).getroot()  # noqa: S314
-    except (OSError, ET.ParseError) as error:
-        raise ValueError(f"{junit} is no report: {error}") from error
+        root = ElementTree.parse(junit).getroot()  # noqa: S314
+    except (OSError, ElementTree.ParseError) as error:
+        raise NoReport(f"{junit} is no report: {error}. What pytest said is beside it, in pytest.txt.") from error
     return [_case(element) for element in root.iter("testcase")]
 
 
@@ -62,9 +68,6 @@ def complaints(cases: Sequence[Case], expected: Sequence[str], status: int) -> l
     return found
 
 
-def _case(element: ET.Element) -> Case:
-    outcome = next((outcome for tag, outcome in _OUTCOMES.items() if element.find(tag) is not None), "passed")
-    if any(skip.get("type") == "pytest.xfail" for skip in element.iter("skipped")):
-        outcome = "xfailed"
+def _case(element: ElementTree.Element) -> Case:
     found = (one.get("value") for one in element.iter("property") if one.get("name") == _ACCELERATOR)
-    return Case(element.get("name", ""), float(element.get("time", 0)), outcome, next(found, None))
+    return Case(element.get("name", ""), float(element.get("time", 0)), state_of(element), next(found, None))

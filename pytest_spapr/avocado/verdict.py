@@ -93,7 +93,7 @@ def judge(tally: Tally | None, status: int) -> Verdict:
 def _tally(cases: Iterable[ElementTree.Element]) -> Tally:
     tally = Tally()
     for case in cases:
-        state = _state(case)
+        state = state_of(case)
         tally.states[state] += 1
         if state in ("failed", "error"):
             tally.failed.append(f"{case.get('classname', '')}::{case.get('name', '')}")
@@ -108,7 +108,8 @@ def _tally(cases: Iterable[ElementTree.Element]) -> Tally:
     return tally
 
 
-def _state(case: ElementTree.Element) -> str:
+def state_of(case: ElementTree.Element) -> str:
+    """Return what became of a test, one of :data:`STATES`. :param case: its ``testcase`` in the report."""
     # A test that failed may also have an error in its teardown.
     if case.find("failure") is not None:
         return "failed"

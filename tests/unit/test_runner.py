@@ -79,7 +79,7 @@ class TestVerdict:
         assert self.complaints(tmp_path, *self.GOOD, status=3) == ["pytest ended with status 3"]
 
     def test_no_report_is_told(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match="is no report"):
+        with pytest.raises(verdict.NoReport, match="is no report"):
             verdict.read(tmp_path / "junit.xml")
 
 
