@@ -38,7 +38,8 @@ class Completed:
 
 def record_command(timeline: Timeline, lane: Lane, command: str) -> None:
     """Say on the timeline that a command is sent."""
-    timeline.record(lane, f"$ {printable(command)}", {"command": command})
+    line = command.replace("\n", r"\n")
+    timeline.record(lane, f"$ {printable(line)}", {"command": command})
 
 
 def record_answer(timeline: Timeline, lane: Lane, done: Completed, seconds: float) -> None:
