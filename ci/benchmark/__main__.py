@@ -7,7 +7,6 @@ bar; 2 for what cannot be run at all; 130 and 143 after Ctrl-C and SIGTERM, with
 from __future__ import annotations
 
 import argparse
-import shutil
 import signal
 import sys
 import tempfile
@@ -23,11 +22,12 @@ from ci.benchmark import host, table
 from ci.benchmark.run import Plan, Run
 from ci.benchmark.runs import ROOT
 from ci.benchmark.subject import Subject
+from ci.command import ended, progress_shown
 from pytest_spapr import config
 from pytest_spapr.cli.run import number_of
-from pytest_spapr.errors import ConfigError, SpaprError
+from pytest_spapr.errors import ConfigError
 from pytest_spapr.images.recipe import DEFAULT_IMAGE
-from pytest_spapr.progress import Progress, finished, progress_for
+from pytest_spapr.progress import Progress
 from pytest_spapr.qemu.qmp import QmpLoop
 
 _ROUNDS: Final = 5
@@ -41,16 +41,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark and return its exit status."""
     arguments = _parser().parse_args(argv)
     signal.signal(signal.SIGTERM, _terminate)
-    progress = progress_for(sys.stderr, shutil.get_terminal_size().columns - 1)
+
+    def run() -> int:
+        with progress_shown() as progress, ExitStack() as made:
+            return _measured(_prepared(arguments, progress, made), check=arguments.check)
+
     try:
-        with finished(progress), ExitStack() as made:
-            run = _prepared(arguments, progress, made)
-            return _measured(run, check=arguments.check)
-    except SpaprError as error:
-        sys.stderr.write(f"ci/bench: {error}\n")
-        return 2
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
+        return ended("ci/bench", run)
     except _Terminated:
         return 128 + signal.SIGTERM
 

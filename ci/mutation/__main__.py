@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -17,6 +16,7 @@ from typing import Final
 
 import filelock
 
+from ci.command import ended, progress_shown
 from ci.mutation.breaks import Break, read_breaks
 from ci.mutation.results import Result, Results, table, write_table
 from ci.mutation.rig import BROKEN, PLAIN, Make, Rig
@@ -25,12 +25,11 @@ from pytest_spapr.builds import source, store
 from pytest_spapr.cache import Cache
 from pytest_spapr.cli.run import Run, number_of
 from pytest_spapr.config import read
-from pytest_spapr.errors import ConfigError, SpaprError
-from pytest_spapr.progress import Progress, finished, progress_for
+from pytest_spapr.errors import ConfigError
+from pytest_spapr.progress import Progress
 from pytest_spapr.qemu.build import QemuBuild
 from pytest_spapr.supply import supply_build
 
-_INTERRUPTED: Final = 130
 #: The release whose code is broken.
 SOURCE: Final = "10.0"
 BREAKS: Final = ROOT / "ci" / "mutation" / f"qemu-{SOURCE}.toml"
@@ -40,15 +39,12 @@ PAGE: Final = ROOT / "docs" / "mutants.md"
 def main(argv: Sequence[str] | None = None) -> int:
     """Try the breaks and return the exit status."""
     arguments = _parser().parse_args(argv)
-    progress = progress_for(sys.stderr, shutil.get_terminal_size().columns - 1)
-    try:
-        with finished(progress):
+
+    def run() -> int:
+        with progress_shown() as progress:
             return _run(arguments, Run(arguments, progress))
-    except SpaprError as error:
-        sys.stderr.write(f"ci/mutants: {error}\n")
-        return 2
-    except KeyboardInterrupt:
-        return _INTERRUPTED
+
+    return ended("ci/mutants", run)
 
 
 def _run(arguments: argparse.Namespace, run: Run) -> int:

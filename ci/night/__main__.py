@@ -21,17 +21,17 @@ from typing import Final
 
 import filelock
 
+from ci.command import INTERRUPTED, ended, require_directory
 from ci.night import trend
 from ci.night.history import History, Line
-from ci.night.job import ROOT, Avocado, Hosts, Job, require_directory
+from ci.night.job import ROOT, Avocado, Hosts, Job
 from pytest_spapr.avocado.cell import NightCell, cell_of
 from pytest_spapr.avocado.kept import sweep
 from pytest_spapr.avocado.matrix import Matrix, read_matrix
 from pytest_spapr.avocado.night import Night, read_night
 from pytest_spapr.cli.run import number_of
-from pytest_spapr.errors import ConfigError, SpaprError
+from pytest_spapr.errors import ConfigError
 
-_INTERRUPTED: Final = 130
 #: Minutes of a task on another host: what Avocado's remote spawner has time for (spawner.remote.test_timeout, 4 h; 113 cannot take another
 #: from a file), without what a runner needs to end.
 _LONGEST: Final = 230
@@ -40,20 +40,16 @@ _LONGEST: Final = 230
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the nightly and return its exit status."""
     arguments = _parser().parse_args(argv)
+    return ended("ci/nightly", lambda: _alone(arguments))
+
+
+def _alone(arguments: argparse.Namespace) -> int:
+    results = require_directory(arguments.results, "--results")
     try:
-        results = require_directory(arguments.results, "--results")
-        try:
-            with filelock.FileLock(results / "lock", timeout=0):
-                return _night(arguments, results)
-        except filelock.Timeout:
-            raise ConfigError(
-                f"--results={results}: another nightly writes there. Wait for it, or name another directory."
-            ) from None
-    except SpaprError as error:
-        sys.stderr.write(f"ci/nightly: {error}\n")
-        return 2
-    except KeyboardInterrupt:
-        return _INTERRUPTED
+        with filelock.FileLock(results / "lock", timeout=0):
+            return _night(arguments, results)
+    except filelock.Timeout:
+        raise ConfigError(f"--results={results}: another nightly writes there. Wait for it, or name another directory.") from None
 
 
 def _night(arguments: argparse.Namespace, results: Path) -> int:
@@ -70,7 +66,7 @@ def _night(arguments: argparse.Namespace, results: Path) -> int:
     if arguments.replay:
         job = avocado.replay(arguments.replay)
         night = _told(job)
-        return _INTERRUPTED if job.interrupted else 0 if night.green else 1
+        return INTERRUPTED if job.interrupted else 0 if night.green else 1
     matrix = read_matrix(arguments.matrix.absolute())
     cells = _cells(matrix)
     tests = _tests(cells, arguments.matrix)
@@ -79,7 +75,7 @@ def _night(arguments: argparse.Namespace, results: Path) -> int:
     job = avocado.run(variants, tests)
     night = _told(job)
     if job.interrupted:
-        return _INTERRUPTED
+        return INTERRUPTED
     history = History(results)
     history.add(Line.of(night, job.directory, arguments.matrix.name, time.monotonic() - began))
     _compare(avocado, history, night, job.directory, arguments.matrix.name)

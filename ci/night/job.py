@@ -248,12 +248,3 @@ def _require_short(scratch: Path) -> None:
         raise ConfigError(
             f"{temporary} is too long a name for Avocado's socket: set TMPDIR to a directory of at most {len(temporary) - over} bytes."
         )
-
-
-def require_directory(path: Path, option: str) -> Path:
-    """Return the directory, made if need be. :raises ConfigError: it cannot be: better now than after the night."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{option}={path}: cannot be made: {error.strerror}.") from error
-    return path.absolute()

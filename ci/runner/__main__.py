@@ -13,17 +13,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from ci.command import ended, progress_shown, require_directory
 from ci.runner import payload, verdict, wheels
 from ci.runner.machine import BUILD, IMAGE, Runner, runner
 from pytest_spapr import config
 from pytest_spapr.cache import Cache
 from pytest_spapr.cli.run import number_of
 from pytest_spapr.debian.mirror import find_mirror
-from pytest_spapr.errors import SpaprError
 from pytest_spapr.images import build as images
 from pytest_spapr.images.recipe import DEFAULT_IMAGE, load
 from pytest_spapr.images.store import GuestImage
-from pytest_spapr.progress import Progress, finished, progress_for
+from pytest_spapr.progress import Progress
 from pytest_spapr.supply import supply_build, supply_image
 
 #: Devices that come and go, and refusals of each way that there is: by QEMU, told by the guest, and silent.
@@ -36,22 +36,19 @@ SMOKE: Final = (
     "test_dimm_refusals.py::test_a_refusal_at_the_first_lmb_is_silent",
     "test_pci.py::test_a_pci_device_comes_and_goes",
 )
-_INTERRUPTED: Final = 130
+_REPORT: Final = "junit.xml"
 _LIKE_IT: Final = "+payload"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the suite on the runner and return the exit status."""
     arguments = _parser().parse_args(argv)
-    progress = progress_for(sys.stderr, shutil.get_terminal_size().columns - 1)
-    try:
-        with finished(progress):
+
+    def run() -> int:
+        with progress_shown() as progress:
             return _run(arguments, progress)
-    except SpaprError as error:
-        sys.stderr.write(f"ci/ppc64-runner: {error}\n")
-        return 2
-    except KeyboardInterrupt:
-        return _INTERRUPTED
+
+    return ended("ci/ppc64-runner", run)
 
 
 def _run(arguments: argparse.Namespace, progress: Progress) -> int:
@@ -63,16 +60,19 @@ def _run(arguments: argparse.Namespace, progress: Progress) -> int:
     tests = list(dict.fromkeys([payload.installed_name(SMOKE[0]), *asked]))
     build = supply_build(settings, cache, progress)
     image = _image(settings, cache, progress)
-    results = arguments.results
-    shutil.rmtree(results, ignore_errors=True)
-    results.mkdir(parents=True)
+    results = require_directory(arguments.results, "--results")
+    # Only what is ours: the directory is the user's choice.
+    for name in ("artefacts", "runner"):
+        shutil.rmtree(results / name, ignore_errors=True)
+    for name in (_REPORT, "pytest.txt"):
+        (results / name).unlink(missing_ok=True)
     with runner(build, image, cache, settings.template_space.value, progress, results / "runner") as machine:
         up = time.monotonic()
         why = f": {machine.started.why}" if machine.started.why else ""
         _say(f"the runner is up after {up - began:.0f} s, by a {machine.started.how}{why}")
         status = _tests(machine, tests, arguments.minutes * 60, results)
         _say(f"the tests took {time.monotonic() - up:.0f} s, everything {time.monotonic() - began:.0f} s")
-    cases = verdict.read(results / "junit.xml")
+    cases = verdict.read(results / _REPORT)
     for case in cases:
         _say(f"{case.outcome:8} {case.seconds:6.1f} s  {case.accelerator or '-':4} {case.name}")
     wrong = verdict.complaints(cases, tests, status)
@@ -121,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         default=wheels.ROOT / "artefacts" / IMAGE,
         metavar="DIR",
-        help="where the results go, in place of what is there",
+        help="where the results go, in place of those of an earlier run",
     )
     return parser
 

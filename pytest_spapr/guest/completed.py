@@ -13,6 +13,8 @@ from pytest_spapr.timeline import Lane, Timeline
 
 # Of what a command wrote, on the timeline.
 _SHOWN: Final = 200
+# What a command or its output is made of, as people write it.
+_ESCAPES: Final = str.maketrans({"\n": r"\n", "\t": r"\t", "\r": r"\r"})
 # How long a lost connection waits for the news that QEMU itself is gone, which is the better explanation.
 _DEATH_NOTICE: Final = 2.0
 
@@ -38,13 +40,12 @@ class Completed:
 
 def record_command(timeline: Timeline, lane: Lane, command: str) -> None:
     """Say on the timeline that a command is sent."""
-    line = command.replace("\n", r"\n")
-    timeline.record(lane, f"$ {printable(line)}", {"command": command})
+    timeline.record(lane, f"$ {_line(command)}", {"command": command})
 
 
 def record_answer(timeline: Timeline, lane: Lane, done: Completed, seconds: float) -> None:
     """Say on the timeline how a command ended and how its output begins."""
-    words = printable((done.stdout + done.stderr).strip()[:_SHOWN].replace("\n", " | "))
+    words = _line((done.stdout + done.stderr).strip()[:_SHOWN].replace("\n", " | "))
     text = f"= {done.status} in {seconds:.3f} s" + (f": {words}" if words else "")
     timeline.record(lane, text, {"status": done.status})
 
@@ -56,3 +57,7 @@ def await_death_notice(timeline: Timeline) -> None:
     """
     with contextlib.suppress(DeadlineExpired):
         timeline.wait(lambda _: None, since=timeline.mark(), deadline=Deadline(_DEATH_NOTICE), what="news of QEMU's end")
+
+
+def _line(text: str) -> str:
+    return printable(text.translate(_ESCAPES))

@@ -120,25 +120,15 @@ def with_kernel(image: GuestImage, vmlinux: Path, modules: Path | None, cache: C
     digest = hashlib.sha256(json.dumps(image.manifest["files"], sort_keys=True).encode() + hashlib.sha256(data).digest())
     digest.update(hashlib.sha256(parts["modules"]).digest())
     key = f"{image.name}-{release}-{digest.hexdigest()[:12]}"
-    entry = cache.entry(store.KIND, key)
-    with cache.lock(f"image-{key}"):
-        if not cache.has(store.KIND, key, store.MANIFEST):
-            files = {name: (image.directory / name).read_bytes() for name in (store.CLIENT_KEY, store.HOST_KEY)}
-            facts = {
-                **{
-                    name: image.manifest[name]
-                    for name in ("recipe", "packages", "wanted_modules", "spare_modules", "console_shell")
-                },
-                "name": f"{image.name}+{release}",
-                "kernel_release": release,
-                "page_size": None,
-                "modules": loaded,
-            }
-            disk = image.disk
-            _publish(
-                cache, key, facts, parts, {**files, store.VMLINUX: data}, None if disk is None else lambda path: _link(disk, path)
-            )
-    return store.open_image(entry)
+    copied = ("recipe", "packages", "wanted_modules", "spare_modules", "console_shell")
+    facts = {
+        **{name: image.manifest[name] for name in copied},
+        "name": f"{image.name}+{release}",
+        "kernel_release": release,
+        "page_size": None,
+        "modules": loaded,
+    }
+    return _variant(image, cache, key, facts, parts, lambda: data)
 
 
 def with_files(image: GuestImage, name: str, tree: Mapping[str, cpio.Node], cache: Cache) -> GuestImage:
@@ -149,14 +139,26 @@ def with_files(image: GuestImage, name: str, tree: Mapping[str, cpio.Node], cach
     parts = {**_parts(image), "files": cpio.archive(tree)}
     digest = hashlib.sha256(json.dumps(image.manifest["files"], sort_keys=True).encode() + parts["files"])
     key = f"{name}-{digest.hexdigest()[:12]}"
+    facts = {fact: value for fact, value in image.manifest.items() if fact not in ("format", "parts", "files")}
+    return _variant(image, cache, key, {**facts, "name": name}, parts, (image.directory / store.VMLINUX).read_bytes)
+
+
+def _variant(
+    image: GuestImage,
+    cache: Cache,
+    key: str,
+    facts: Mapping[str, Any],
+    parts: Mapping[str, bytes],
+    vmlinux: Callable[[], bytes],
+) -> GuestImage:
+    """Return an image with the keys and the disk of another one, made unless it is there. :param vmlinux: reads its kernel."""
     with cache.lock(f"image-{key}"):
         if not cache.has(store.KIND, key, store.MANIFEST):
-            files = {file: (image.directory / file).read_bytes() for file in (store.VMLINUX, store.CLIENT_KEY, store.HOST_KEY)}
-            facts = {fact: value for fact, value in image.manifest.items() if fact not in ("format", "parts", "files")}
+            files = {name: (image.directory / name).read_bytes() for name in (store.CLIENT_KEY, store.HOST_KEY)}
+            files[store.VMLINUX] = vmlinux()
+            cache.require_space(sum(map(len, (*parts.values(), *files.values()))), f"the image {facts['name']}")
             disk = image.disk
-            linked = None if disk is None else lambda path: _link(disk, path)
-            cache.require_space(sum(map(len, (*parts.values(), *files.values()))), f"the image {name}")
-            _publish(cache, key, {**facts, "name": name}, parts, files, linked)
+            _publish(cache, key, facts, parts, files, None if disk is None else lambda path: _link(disk, path))
     return store.open_image(cache.entry(store.KIND, key))
 
 

@@ -1,0 +1,44 @@
+"""What the command lines of maintainers' tools have in common: how they end, and how they tell what takes its time."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from pytest_spapr.errors import ConfigError, SpaprError
+from pytest_spapr.progress import Progress, finished, progress_for
+
+#: The exit status after Ctrl-C.
+INTERRUPTED: Final = 130
+
+
+def ended(name: str, run: Callable[[], int]) -> int:
+    """Do a tool's work and return its exit status: 2 for what cannot be done, which is told, 130 after Ctrl-C. :param name: the tool's."""
+    try:
+        return run()
+    except SpaprError as error:
+        sys.stderr.write(f"{name}: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+@contextmanager
+def progress_shown() -> Iterator[Progress]:
+    """Tell on standard error what the ``with`` block does, where that takes its time."""
+    progress = progress_for(sys.stderr, shutil.get_terminal_size().columns - 1)
+    with finished(progress):
+        yield progress
+
+
+def require_directory(path: Path, option: str) -> Path:
+    """Return the directory, made if need be. :raises ConfigError: it cannot be: better now than after the work."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{option}={path}: cannot be made: {error.strerror}.") from error
+    return path.absolute()
