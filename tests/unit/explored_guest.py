@@ -62,13 +62,14 @@ def refuses_dimms_after_a_core(machine: FakeMachine, attempt: Attempt) -> Attemp
 class FakeMachine:
     """:ivar play: the history on it. :ivar gone: the kinds of what was removed."""
 
-    def __init__(self, bug: Bug) -> None:
+    def __init__(self, bug: Bug, *, vof: bool = False) -> None:
         self.timeline = Timeline()
         self.play: GuestPlay
         self.gone: list[str] = []
         self.bug = bug
         self.attempts: list[Attempt] = []
         self.spec = self.build = None
+        self.process = SimpleNamespace(argv=("qemu-system-ppc64", "-machine", f"pseries,x-vof={'on' if vof else 'off'}"))
         self.cores = SimpleNamespace(plug=lambda: self._new(Core, (0x10000008,)))
         self.dimms = SimpleNamespace(plug=lambda size, backend: self._new(Dimm, tuple(range(size // 256))))
         self.nvdimms = SimpleNamespace(plug=lambda: self._new(Nvdimm, (0x90000000,)))
@@ -165,8 +166,8 @@ class FakeMachine:
 
 
 class FakeGuestScene:
-    def __init__(self, bug: Bug) -> None:
-        self.machine = FakeMachine(bug)
+    def __init__(self, bug: Bug, *, vof: bool = False) -> None:
+        self.machine = FakeMachine(bug, vof=vof)
         machine: Any = self.machine
         self.play = self.machine.play = GuestPlay(machine, CONTRACT)
 

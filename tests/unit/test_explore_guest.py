@@ -94,6 +94,15 @@ def test_what_is_not_possible_is_left_out(steps: list[Step], left: int) -> None:
     assert len(done(*steps)) == left
 
 
+@pytest.mark.parametrize(("vof", "done"), [(False, 2), (True, 1)])
+def test_a_machine_with_a_bridge_boots_again_by_slof_alone(vof: bool, done: int) -> None:
+    # Known defect vof-bridge.
+    scene = FakeGuestScene(sound, vof=vof)
+    for step in (BRIDGE, Act("reset")):
+        scene.play.do(step)
+    assert len(scene.play.done) == done
+
+
 def test_what_was_pending_is_followed_when_its_cause_is_gone() -> None:
     scene = FakeGuestScene(sound)
     for step in (CORE, DIMM, Act("pause"), unplug("core1"), unplug("dimm1")):

@@ -322,6 +322,18 @@ ROWS: Final = (
         ),
     ),
     KnownDefect(
+        id="vof-bridge",
+        summary="a PCI bridge that a machine boots with by VOF is no bridge for Linux: it has no bus, and nothing behind it is found",
+        reference=(
+            "found by `spapr explore`: QEMU writes no device_type, bus-range and ranges into a bridge's node, which SLOF adds and "
+            "VOF does not; Linux of_create_pci_dev and of_scan_pci_bridge go by them; no report found"
+        ),
+        seen="QEMU 7.2.22, 10.0.13 and 11.1.3, Linux 6.1.176 and 6.12.107; not by SLOF",
+        since="QEMU 6.1, the first with VOF",
+        fixed=NOT_YET,
+        versions=(((6, 1, 0), NEVER),),
+    ),
+    KnownDefect(
         id="pci-slot-31",
         summary="with a function 0 in slot 31 of a PHB, device_add without addr= fails although other slots are free",
         reference="spapr_pci_pre_plug looks for a function 0 before a slot is chosen, when devfn is still -1: slot 31, function 7",
