@@ -52,12 +52,23 @@ class PciDevice(DrmgrDevice):
 
     @property
     def address(self) -> str:
-        """The function's address in the guest; a guest command behind a bridge, whose bus each boot may number anew."""
-        bus = self.machine.guest.pci.secondary_bus(self.bridge.address) if self.bridge else 0
-        return f"{self.domain:04x}:{bus:02x}:{self.slot:02x}.{self.function}"
+        """The function's address in the guest; a guest command behind a bridge, whose bus each boot may number anew.
+
+        :raises MachineError: the guest knows of no bus behind the bridge.
+        """
+        if (address := self._address()) is None:
+            raise MachineError(f"{self.id} has no address: the guest knows of no bus behind the bridge that it is plugged into")
+        return address
 
     def guest_presence(self) -> Presence:
-        return Presence.PRESENT if self.address in self.machine.guest.pci.functions() else Presence.ABSENT
+        return Presence.PRESENT if self._address() in self.machine.guest.pci.functions() else Presence.ABSENT
+
+    def _address(self) -> str | None:
+        bus: int | None = 0
+        if self.bridge is not None:
+            above = self.bridge._address()
+            bus = None if above is None else self.machine.guest.pci.secondary_bus(above)
+        return None if bus is None else f"{self.domain:04x}:{bus:02x}:{self.slot:02x}.{self.function}"
 
     def is_pending(self) -> bool:
         """Return whether an earlier command has QEMU wait for this function: one for function 0 has it wait for all of the slot."""
