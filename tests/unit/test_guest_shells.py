@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pytest_spapr.deadline import Deadline, budgets
-from pytest_spapr.errors import BootFailed, DeadlineExpired, MachineError, ShellFailed
+from pytest_spapr.errors import BootFailed, CommandFailed, DeadlineExpired, MachineError, ShellFailed
 from pytest_spapr.guest.completed import Completed
 from pytest_spapr.guest.console import ShellAbsent
 from pytest_spapr.guest.guest import Guest
@@ -154,3 +154,35 @@ def test_the_console_shell_is_told_what_ends_a_wait() -> None:
     assert rig.console
     assert rig.console.told == ["hang up", "hang up", "forget", 123]
     assert rig.ssh.told == ["hang up", "hang up"]
+
+
+class CpusShell(FakeShell):
+    """A guest of two CPUs, of which the second one may go, and whose taskset may fail."""
+
+    def __init__(self, *, goes: bool) -> None:
+        super().__init__()
+        self.online, self.goes = "0-1", goes
+
+    def run(self, command: str, deadline: Deadline) -> Completed:
+        super().run(command, deadline)
+        if "taskset" not in command:
+            return Completed(command, 0, f"/sys/devices/system/cpu/online:{self.online}\n", "")
+        if self.online == "0":
+            return Completed(command, 0, " 21:          7   XIVE-IRQ 4096 Edge      RAS_HOTPLUG\n", "")
+        if self.goes:
+            self.online = "0"
+        return Completed(command, 1, "", "taskset: can't set pid 0's affinity: Invalid argument")
+
+
+def test_the_interrupts_of_a_cpu_that_goes_meanwhile_are_counted_on_the_others() -> None:
+    shell = CpusShell(goes=True)
+    assert Rig(console=shell).guest.hotplug_interrupts() == 7
+    assert [command.partition(";")[0] for command in shell.commands if "taskset" in command] == [
+        "for mask in 1 2",
+        "for mask in 1",
+    ]
+
+
+def test_a_taskset_that_fails_for_another_reason_is_an_error() -> None:
+    with pytest.raises(CommandFailed, match="Invalid argument"):
+        Rig(console=CpusShell(goes=False)).guest.hotplug_interrupts()
