@@ -287,8 +287,8 @@ class Machine:
             destination = self._launch(arrived, ram, devices, to)
             on_failure.callback(destination.close)
             require_same(self.qmp, destination.qmp)
-            take = partial(move_through, through, self.timeline) if through else move
-            take(self.qmp, destination.qmp, arrived, Deadline(self.budgets.launch))
+            take = partial(move_through, through) if through else move
+            take(self.timeline, self.qmp, destination.qmp, arrived, Deadline(self.budgets.launch))
             # From here on the death of the destination is the machine's.
             arrived.merge()
             self._moved_to(destination, to or self.build)

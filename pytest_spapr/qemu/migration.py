@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -29,13 +30,13 @@ _UNBOUNDED: Final = 1 << 40
 _CHUNK: Final = 1 << 20
 
 
-def move(source: Qmp, destination: Qmp, arrived: Timeline, deadline: Deadline) -> None:
+def move(left: Timeline, source: Qmp, destination: Qmp, arrived: Timeline, deadline: Deadline) -> None:
     """Give the state of a stopped machine to a QEMU that was started with ``-incoming defer``. Both are paused then.
 
     RAM goes through the stream whole, whatever it is in: a clone's is a private mapping, which no other process can have. Pages of
     zeros are told, not sent.
 
-    :param arrived: the timeline of the destination alone.
+    :param left: the source's timeline. :param arrived: that of the destination alone.
     :raises MachineError: QEMU says that the machine cannot be migrated, or the destination could make no sense of it.
     :raises DeadlineExpired: it took too long.
     """
@@ -45,19 +46,22 @@ def move(source: Qmp, destination: Qmp, arrived: Timeline, deadline: Deadline) -
         source.give(one.fileno(), _CHANNEL)
         destination.give(other.fileno(), _CHANNEL)
     since = arrived.mark()
-    try:
-        destination.execute("migrate-incoming", {"uri": f"fd:{_CHANNEL}"})
-        source.execute("migrate", {"uri": f"fd:{_CHANNEL}"})
-        status = arrived.wait(migration_end, since=since, deadline=deadline, what="the destination to have the machine's state")
-        why = "" if status == "completed" else f"the destination {status}: {migration_reason(destination)}"
-    except QmpRefused as refused:
-        why = refused.description
-    except MachineDied as died:
-        if source.dead:
-            raise
-        why = f"the destination: {died}\nthe source: {migration_reason(source)}"
-    if why:
-        raise MachineError(f"the machine cannot be migrated: {why}")
+    with _ended_where_it_fails(source, left, deadline):
+        try:
+            destination.execute("migrate-incoming", {"uri": f"fd:{_CHANNEL}"})
+            source.execute("migrate", {"uri": f"fd:{_CHANNEL}"})
+            status = arrived.wait(
+                migration_end, since=since, deadline=deadline, what="the destination to have the machine's state"
+            )
+            why = "" if status == "completed" else f"the destination {status}: {migration_reason(destination)}"
+        except QmpRefused as refused:
+            why = refused.description
+        except MachineDied as died:
+            if source.dead:
+                raise
+            why = f"the destination: {died}\nthe source: {migration_reason(source)}"
+        if why:
+            raise MachineError(f"the machine cannot be migrated: {why}")
 
 
 def move_through(file: Path, left: Timeline, source: Qmp, destination: Qmp, arrived: Timeline, deadline: Deadline) -> None:
@@ -79,12 +83,31 @@ def move_through(file: Path, left: Timeline, source: Qmp, destination: Qmp, arri
             sock.shutdown(socket.SHUT_WR)
 
     try:
-        stream(source, left, "migrate", store, deadline)
-        stream(destination, arrived, "migrate-incoming", load, deadline)
+        with _ended_where_it_fails(source, left, deadline):
+            stream(source, left, "migrate", store, deadline)
+            stream(destination, arrived, "migrate-incoming", load, deadline)
     except (QmpRefused, MachineError, MachineDied, OSError) as error:
         if source.dead:
             raise
         raise MachineError(f"the machine cannot be moved through {file}: {error}") from error
+
+
+@contextmanager
+def _ended_where_it_fails(source: Qmp, left: Timeline, deadline: Deadline) -> Iterator[None]:
+    """Have the source be done with a move that failed: before, it would refuse to go on ("Migration is not finalized yet")."""
+    since = left.mark()
+    try:
+        yield
+    except BaseException:
+        began = any(record.event == "MIGRATION" for record in left.since(since))
+        if began and not source.dead:
+            source.execute("migrate_cancel")
+            again = Deadline(deadline.seconds)
+            left.wait(migration_end, since=since, deadline=again, what="the source to end its migration")
+            # It tells of its end before it is a paused machine again (migration_iteration_finish), which it tells nobody.
+            while source.execute("query-status")["status"] == "finish-migrate":
+                again.require("the source to be done with its migration")
+        raise
 
 
 def _prepare(source: Qmp, destination: Qmp) -> None:

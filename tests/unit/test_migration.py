@@ -32,12 +32,16 @@ class Pair:
         self.refused = refused
         self.given: list[socket.socket] = []
         self.asked: list[tuple[str, str]] = []
+        self.states = ["finish-migrate", "finish-migrate", "paused"]
+
+    def tell(self, where: Timeline, status: str) -> None:
+        where.record(Lane.EVENT, "", {"event": "MIGRATION", "data": {"status": status}})
 
     def monitor(self, name: str) -> Any:
         return Monitor(self, name)
 
     def move(self, seconds: float = 10) -> None:
-        move(self.monitor("source"), self.monitor("destination"), self.arrived, Deadline(seconds))
+        move(self.timeline, self.monitor("source"), self.monitor("destination"), self.arrived, Deadline(seconds))
 
 
 class Monitor:
@@ -56,10 +60,15 @@ class Monitor:
         if command == "migrate":
             if pair.refused:
                 raise QmpRefused(command, "GenericError", pair.refused)
+            pair.tell(pair.timeline, "setup")
             if isinstance(pair.end, MachineDied):
                 pair.arrived.end(pair.end)
             elif pair.end:
-                pair.arrived.record(Lane.EVENT, "", {"event": "MIGRATION", "data": {"status": pair.end}})
+                pair.tell(pair.arrived, pair.end)
+        if command == "migrate_cancel":
+            pair.tell(pair.timeline, "cancelled")
+        if command == "query-status":
+            return {"status": pair.states.pop(0)}
         return {"error-desc": f"the {self.name} says why"} if command == "query-migrate" else {}
 
 
@@ -104,6 +113,8 @@ def test_what_went_wrong_is_told_and_the_machine_lives(end: str | MachineDied | 
     assert re.match(words, str(failed.value), re.DOTALL)
     assert not isinstance(failed.value, MachineDied)
     assert pair.timeline.ended is None
+    # It goes on when QEMU is done with what it had begun, and no sooner.
+    assert (("source", "migrate_cancel") in pair.asked, len(pair.states)) == ((False, 3) if refused else (True, 0))
     close(pair)
 
 
@@ -169,7 +180,7 @@ class Streaming:
             thread = threading.Thread(target=self._migrate)
             self.both.threads.append(thread)
             thread.start()
-        return {"error-desc": "a device said no"} if command == "query-migrate" else {}
+        return {"query-migrate": {"error-desc": "a device said no"}, "query-status": {"status": "paused"}}.get(command, {})
 
     def _migrate(self) -> None:
         assert self.given is not None
