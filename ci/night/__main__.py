@@ -26,6 +26,7 @@ from ci.night import trend
 from ci.night.history import History, Line
 from ci.night.job import ROOT, Avocado, Hosts, Job
 from pytest_spapr.avocado.cell import NightCell, cell_of
+from pytest_spapr.avocado.container import Container
 from pytest_spapr.avocado.kept import sweep
 from pytest_spapr.avocado.matrix import Matrix, read_matrix
 from pytest_spapr.avocado.night import Night, read_night
@@ -60,7 +61,7 @@ def _night(arguments: argparse.Namespace, results: Path) -> int:
         results=results,
         timeout=arguments.timeout * 60,
         jobs=arguments.jobs or len(arguments.slot) or len(os.sched_getaffinity(0)),
-        podman=arguments.podman,
+        container=_container(arguments),
         hosts=_hosts(arguments) if arguments.slot else None,
     )
     if arguments.replay:
@@ -70,6 +71,8 @@ def _night(arguments: argparse.Namespace, results: Path) -> int:
     matrix = read_matrix(arguments.matrix.absolute())
     cells = _cells(matrix)
     tests = _tests(cells, arguments.matrix)
+    if avocado.container:
+        _require_seen(avocado.container, cells, tests)
     began = time.monotonic()
     variants = ["--json-variants-load", str(avocado.pairs(matrix))] if arguments.pairs else ["--mux-yaml", str(matrix.file)]
     job = avocado.run(variants, tests)
@@ -98,6 +101,31 @@ def _hosts(arguments: argparse.Namespace) -> Hosts:
     if not re.fullmatch(r"[^:]+:\d+", arguments.status or ""):
         raise ConfigError(f"--status={arguments.status}: expected HOST:PORT, where the hosts of --slot reach this one.")
     return Hosts(slots=[slot.absolute() for slot in arguments.slot], status=arguments.status, setup=arguments.setup)
+
+
+def _container(arguments: argparse.Namespace) -> Container | None:
+    """Return what tasks have containers of, if they do. :raises ConfigError: they cannot."""
+    if not arguments.podman:
+        if arguments.mount:
+            raise ConfigError("--mount: only tasks in containers need it, with --podman=IMAGE.")
+        return None
+    if arguments.slot:
+        raise ConfigError("--podman and --slot: tasks run in containers of this host or on others, not both.")
+    container = Container(image=arguments.podman, mounts=[str(mount.absolute()) for mount in arguments.mount])
+    container.require()
+    return container
+
+
+def _require_seen(container: Container, cells: Sequence[NightCell], tests: Sequence[str]) -> None:
+    """Check that containers have the files that the matrix names. :raises ConfigError: naming one that they have not."""
+    named = [
+        *((name, str(value)) for cell in cells for name, value in cell.options.items()),
+        *(("tests", test) for test in tests),
+    ]
+    for name, value in named:
+        path = Path(value.partition("::")[0])
+        if path.is_absolute() and path.exists() and not container.sees(path):
+            raise ConfigError(f"{name}: {value} is not in the containers: add --mount=DIR, a directory with all that it needs.")
 
 
 def _cells(matrix: Matrix) -> list[NightCell]:
@@ -172,6 +200,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--timeout", type=number_of("minutes"), default=30, metavar="MINUTES", help="for a module in a cell (30)")
     parser.add_argument("--jobs", type=number_of("tasks"), metavar="N", help="how many run at once (default: one for each CPU)")
     parser.add_argument("--podman", metavar="IMAGE", help="run each task in a container of this image, see docs/nightly.md")
+    parser.add_argument(
+        "--mount",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="with --podman: a directory that the containers have, too, at its own path; may be repeated",
+    )
     parser.add_argument(
         "--slot",
         type=Path,

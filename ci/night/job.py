@@ -19,6 +19,7 @@ from types import FrameType, TracebackType
 from typing import Any, Final, NamedTuple
 
 from pytest_spapr.avocado import OUR_SPAWNER
+from pytest_spapr.avocado.container import Container
 from pytest_spapr.avocado.kept import new_scratch
 from pytest_spapr.avocado.matrix import Matrix
 from pytest_spapr.errors import ConfigError, SpaprError
@@ -74,14 +75,14 @@ class Hosts:
 class Avocado:
     """Avocado with the nightly's settings. :ivar results: where jobs leave their directories. :ivar timeout: seconds of one task.
 
-    :ivar jobs: how many tasks run at once. :ivar podman: a container image that each task has a container of, if any. :ivar hosts: other
-        hosts that they run on, if any.
+    :ivar jobs: how many tasks run at once. :ivar container: what each task's pytest has a container of, if any. :ivar hosts: other hosts
+        that they run on, if any.
     """
 
     results: Path
     timeout: int
     jobs: int
-    podman: str | None = None
+    container: Container | None = None
     hosts: Hosts | None = None
 
     def run(self, matrix: Sequence[str], tests: Sequence[str]) -> Job:
@@ -162,7 +163,7 @@ class Avocado:
     def _settings(self) -> Path:
         """Write Avocado's settings, and return their file."""
         data = self.results / "data"
-        spawner = "remote" if self.hosts else "podman" if self.podman else OUR_SPAWNER
+        spawner = "remote" if self.hosts else OUR_SPAWNER
         settings = RawConfigParser()
         settings.read_dict(
             {
@@ -177,8 +178,10 @@ class Avocado:
                 "sysinfo.collectibles": {"commands": ROOT / "ci" / "sysinfo"},
             }
         )
-        if self.podman:
-            settings.read_dict({"spawner.podman": {"image": self.podman}})
+        if self.container:
+            settings.read_dict(
+                {"spapr.podman": {"image": self.container.image, "mounts": [str(self.results), *self.container.mounts]}}
+            )
         if self.hosts:
             settings.read_dict(self.hosts.settings())
         data.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import select
 import shutil
 import subprocess
@@ -14,7 +15,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
+from pytest_spapr.avocado.container import Container
 from pytest_spapr.errors import SpaprError
+from pytest_spapr.qemu.process import exit_in_words
 
 #: How directories for what such commands need while they run are called: this, the process that made it, and something of its own.
 SCRATCH: Final = "spapr-night-"
@@ -29,15 +32,21 @@ class Kept:
     """A command that runs, from ``with`` to the end of its block, which gives it up if it still runs.
 
     :param scratch: a directory from :func:`new_scratch`, which goes with the block. :param log: where what it writes goes.
-    :param seconds: between SIGTERM and SIGKILL when it is given up.
+    :param seconds: between SIGTERM and SIGKILL when it is given up. :param container: what it and its keeper run in a container of, if
+        anything.
     """
 
-    def __init__(self, command: Sequence[str], scratch: Path, log: Path, seconds: float) -> None:
+    def __init__(
+        self, command: Sequence[str], scratch: Path, log: Path, seconds: float, container: Container | None = None
+    ) -> None:
         self._scratch = scratch
+        self._container = container
+        self._name = f"{SCRATCH}{os.getpid()}-{secrets.token_hex(4)}"
+        python = container.words(self._name) if container else [sys.executable]
         with log.open("ab") as stream:
             # Ctrl-C in a terminal is not for it.
             self._keeper = subprocess.Popen(
-                [sys.executable, "-I", "-S", _KEEPER, str(scratch), str(seconds), *command],
+                [*python, "-I", "-S", _KEEPER, str(scratch), str(seconds), *command],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stream,
@@ -55,6 +64,9 @@ class Kept:
             self._stdin.close()
         self._keeper.wait()
         self._stdout.close()
+        if self._container:
+            # A podman that is killed leaves one that is about to end.
+            self._container.remove(self._name)
         # Where the keeper could not: it was killed.
         shutil.rmtree(self._scratch, ignore_errors=True)
 
@@ -71,6 +83,10 @@ class Kept:
         """Wait for the command's end and return its status, as ``Popen.returncode``. :raises KeeperDied: its keeper was killed."""
         line = self._stdout.readline()
         if not line.endswith(b"\n"):
+            if self._container:
+                raise KeeperDied(
+                    f"podman {exit_in_words(self._keeper.wait())} before the command in its container did, see stdout"
+                )
             raise KeeperDied("the process that kept the command was killed, and the command with it")
         return int(line)
 

@@ -1,4 +1,7 @@
-"""Avocado's other plugins for the suite: what ``spapr:`` references are, what cells need, which tasks a job has, one junit for all."""
+"""Avocado's other plugins for the suite: what ``spapr:`` references are, what cells need, which tasks a job has, one junit for all.
+
+And the settings of our own.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,11 @@ from avocado.core.exceptions import JobBaseException
 from avocado.core.extension_manager import PluginPriority
 from avocado.core.job import Job
 from avocado.core.nrunner.runnable import Runnable
-from avocado.core.plugin_interfaces import JobPre, PreTest, Resolver, Result
+from avocado.core.plugin_interfaces import Init, JobPre, PreTest, Resolver, Result
 from avocado.core.resolver import ReferenceResolution, ReferenceResolutionResult
 from avocado.core.settings import settings
 
+from pytest_spapr.avocado import container
 from pytest_spapr.avocado.cell import NightCell, variant_cell
 from pytest_spapr.avocado.night import Task, again, merged_junit
 from pytest_spapr.avocado.runner import PYTEST, SUPPLY
@@ -24,6 +28,21 @@ from pytest_spapr.errors import ConfigError
 PREFIX: Final = "spapr:"
 _REPLAYED: Final = "job.replay.source_job_id"
 _RESULTS: Final = "results.json"
+
+
+class Settings(Init):  # type: ignore[misc]  # avocado is not typed
+    """Tells Avocado of the settings that our runners look at."""
+
+    name = "spapr"
+    description = "Settings of pytest-spapr's runners"
+
+    def initialize(self) -> None:
+        for name, kind, default, text in (
+            (container.IMAGE, str, "", "container image that pytest is run in a container of, by podman"),
+            (container.MOUNTS, list, [], "more directories that such a container has"),
+        ):
+            section, _, key = name.rpartition(".")
+            settings.register_option(section=section, key=key, key_type=kind, default=default, help_msg=text)
 
 
 class SpaprResolver(Resolver):  # type: ignore[misc]  # avocado is not typed

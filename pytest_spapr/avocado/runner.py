@@ -22,8 +22,9 @@ from avocado.core.nrunner.app import BaseRunnerApp
 from avocado.core.nrunner.runnable import Runnable
 from avocado.core.nrunner.runner import BaseRunner
 
-from pytest_spapr.avocado import OUR_SPAWNER
+from pytest_spapr.avocado import OUR_SPAWNER, container
 from pytest_spapr.avocado.cell import variant_cell
+from pytest_spapr.avocado.container import Container
 from pytest_spapr.avocado.kept import KeeperDied, Kept, new_scratch
 from pytest_spapr.avocado.verdict import Verdict, judge, read_junit
 from pytest_spapr.deadline import Deadline
@@ -52,7 +53,7 @@ _LOG: Final = "stdout"
 class _KeptRunner(BaseRunner):  # type: ignore[misc]  # avocado is not typed
     """Runs a command under a keeper, and tells Avocado how it goes."""
 
-    CONFIGURATION_USED: Final = [_HARD, _SPAWNER, _TIMEOUT]
+    CONFIGURATION_USED: Final = [_HARD, _SPAWNER, _TIMEOUT, container.IMAGE, container.MOUNTS]
 
     def run(self, runnable: Runnable) -> Iterator[Message]:
         """Run it, as Avocado wants it: yield its messages."""
@@ -68,7 +69,8 @@ class _KeptRunner(BaseRunner):  # type: ignore[misc]  # avocado is not typed
         place = scratch / "sent" if sends else Path(runnable.output_dir).absolute()
         place.mkdir(exist_ok=True)
         command = [sys.executable, "-m", *words, *self._places(place, scratch)]
-        with Kept(command, scratch, place / _LOG, float(runnable.config[_HARD]) * _SHARE) as kept, _given_up(kept) as given_up:
+        seconds = float(runnable.config[_HARD]) * _SHARE
+        with Kept(command, scratch, place / _LOG, seconds, self._container(runnable)) as kept, _given_up(kept) as given_up:
             # Avocado's remote spawner cannot end what it began.
             deadline = Deadline(float(runnable.config[_TIMEOUT] or math.inf) if sends else math.inf)
             while not kept.ended(_TELL_SECONDS):
@@ -109,6 +111,10 @@ class _KeptRunner(BaseRunner):  # type: ignore[misc]  # avocado is not typed
         message: Message = self.prepare_status("finished", facts)
         return message
 
+    def _container(self, runnable: Runnable) -> Container | None:
+        """Return what it is run in a container of, None for none."""
+        return Container.of(runnable.config)
+
     def _words(self, runnable: Runnable) -> list[str]:
         """Return the Python module that is run and its arguments. :raises ConfigError: the runnable is not what it should be."""
         raise NotImplementedError
@@ -148,6 +154,10 @@ class SupplyRunner(_KeptRunner):
 
     name = SUPPLY
     description = "Runner that gets QEMU builds and guest images for pytest-spapr"
+
+    def _container(self, runnable: Runnable) -> Container | None:
+        # A container knows no mirror; but a QEMU of somebody's own may start there and nowhere else.
+        return super()._container(runnable) if "/" in json.loads(runnable.kwargs["options"]).get("qemu", "") else None
 
     def _words(self, runnable: Runnable) -> list[str]:
         options = json.loads(runnable.kwargs["options"])

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import os
-import select
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -19,10 +15,10 @@ import pytest
 
 from ci.night.job import ROOT
 from pytest_spapr.avocado.kept import sweep
-from pytest_spapr.avocado.night import Night, read_night
 from pytest_spapr.cells import Cell
 
-from .telling import awaited, named, started
+from .nights import ENDS, Place, parent_of, placed
+from .telling import awaited, started
 
 _SECONDS = 90.0
 _WAITS = """
@@ -35,79 +31,18 @@ def test_that_waits(launch_machine):
     Path({told!r}).write_text(f"{{os.getpid()}} {{machine.process.pid}}")
     machine.timeline.wait(lambda record: None, since=0, deadline=Deadline(600), what="nothing")
 """
-_FOR_A_WHILE = """
-from pathlib import Path
-from ci.night.job import Avocado
-Avocado(results=Path({results!r}), timeout={seconds}, jobs=1).run(["--mux-yaml", {file!r}], [{test!r}])
-"""
-_ENDS = {
-    "passes": "def test_it(launch_machine): assert launch_machine(image=None).status() == 'running'",
-    "fails": "def test_it(launch_machine): assert launch_machine(image=None).status() == 'broken'",
-    "skips": "import pytest\ndef test_it(): pytest.skip('not today')",
-    "has_an_error": "import pytest\n@pytest.fixture\ndef no(): raise OSError\ndef test_it(no): pass",
-    "fails_as_expected": "import pytest\n@pytest.mark.xfail(strict=True)\ndef test_it(): assert False",
-}
-
-
-@dataclass
-class Place:
-    """Where a nightly runs: results, matrix and scratch of its own."""
-
-    path: Path
-    qemu: str
-    temporary: Path
-    watched: list[int] = field(default_factory=list)
-
-    def matrix(self, *modules: str, qemu: str | None = None) -> Path:
-        file = self.path / "m.yaml"
-        tests = "\n".join(f"  - {self.path / module}" for module in modules)
-        file.write_text(f"tests:\n{tests}\nbuild: !mux\n  one:\n    qemu: '{qemu or self.qemu}'\n")
-        return file
-
-    def command(self, file: Path, *more: str) -> list[str]:
-        return [sys.executable, "-m", "ci.night", f"--matrix={file}", f"--results={self.path / 'r'}", "--without-sheet", *more]
-
-    def run(self, file: Path, *more: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(self.command(file, *more), cwd=ROOT, env=self.env(), capture_output=True, text=True, check=False)
-
-    def env(self) -> dict[str, str]:
-        return {**os.environ, "TMPDIR": str(self.temporary)}
-
-    def night(self) -> Night:
-        return read_night(self.path / "r" / "latest")
-
-    def left(self) -> list[str]:
-        """Return what is left of temporary files; the locks of slots stay."""
-        return [path.name for path in self.temporary.iterdir() if path.name != f"pytest-spapr-{os.getuid()}"]
-
-    def all_ended(self) -> bool:
-        """Wait for the end of all watched processes."""
-        return all(select.select([one], [], [], _SECONDS)[0] for one in self.watched)
-
-    def nothing_left(self) -> bool:
-        """Wait for the end of all watched processes; return whether they left nothing."""
-        return self.all_ended() and not self.left()
 
 
 @pytest.fixture
 def place(one_cell: Cell, tmp_path: Path) -> Iterator[Place]:
-    with ExitStack() as opened:
-        # Names of sockets are short.
-        temporary = Path(opened.enter_context(tempfile.TemporaryDirectory()))
-        one = Place(tmp_path, named(one_cell.build()), temporary)
-        yield one
-        for descriptor in one.watched:
-            opened.callback(os.close, descriptor)
-
-
-def parent_of(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    with placed(one_cell, tmp_path) as made:
+        yield made
 
 
 def test_each_task_is_reported_as_what_it_was(place: Place) -> None:
-    for name, source in _ENDS.items():
+    for name, source in ENDS.items():
         (place.path / f"test_{name}.py").write_text(source)
-    done = place.run(place.matrix(*(f"test_{name}.py" for name in _ENDS)))
+    done = place.run(place.matrix(*(f"test_{name}.py" for name in ENDS)))
     assert done.returncode == 1, done.stdout + done.stderr
     night = place.night()
     assert {task.name.rpartition("test_")[2].partition(".py;")[0]: task.status for task in night.tasks} == {
@@ -136,7 +71,7 @@ def test_each_task_is_reported_as_what_it_was(place: Place) -> None:
 
 def test_what_was_not_fine_is_run_again_and_nothing_else(place: Place) -> None:
     good, bad = place.path / "test_good.py", place.path / "test_bad.py"
-    good.write_text(_ENDS["passes"])
+    good.write_text(ENDS["passes"])
     bad.write_text("def test_it(): assert False")
     file = place.matrix("test_good.py", "test_bad.py")
     first = place.run(file)
@@ -170,7 +105,7 @@ def test_a_name_may_have_tests_of_its_own(place: Place) -> None:
 
 
 def test_a_cell_whose_build_cannot_be_had_is_not_run(place: Place) -> None:
-    (place.path / "test_it.py").write_text(_ENDS["passes"])
+    (place.path / "test_it.py").write_text(ENDS["passes"])
     done = place.run(place.matrix("test_it.py", qemu="no-such-build"))
     assert done.returncode == 1
     assert place.night().statuses() == {"NOT RUN": 1}
@@ -253,10 +188,8 @@ class TestTasksThatAreEnded:
     def test_a_task_that_takes_too_long_is_given_up(
         self, place: Place, file: Path, pids: Callable[[subprocess.Popen[str]], dict[str, int]]
     ) -> None:
-        test = str(place.path / "test_waits.py")
-        code = _FOR_A_WHILE.format(results=str(place.path / "r"), seconds=20, file=str(file), test=test)
         began = time.monotonic()
-        with started([sys.executable, "-c", code], ROOT, place.env()) as nightly:
+        with started(place.for_a_while(file, "test_waits.py", seconds=20), ROOT, place.env()) as nightly:
             pids(nightly)
             said = nightly.communicate(timeout=_SECONDS)[0]
         assert place.nothing_left()
