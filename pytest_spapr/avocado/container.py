@@ -20,6 +20,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Final
 
@@ -90,6 +91,9 @@ class Container:
     def require(self) -> None:
         """Check that tasks can be run in it. :raises ConfigError: they cannot."""
         require_podman()
+        # A checkout that was installed before has not: Avocado would know of no image, and run its tasks outside.
+        if "spapr" not in entry_points(group="avocado.plugins.init").names:
+            raise ConfigError("--podman: the package was installed before it knew of containers. Install it again (ci/setup).")
         for mount in self.mounts:
             if not Path(mount).is_dir():
                 raise ConfigError(f"--mount={mount}: there is no such directory.")

@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -78,6 +79,14 @@ class TestWordsForWhatCannotBeRun:
         assert told.startswith("ci/nightly: --podman=an-image: ")
         assert words in told
         assert not (tmp_path / "results" / "latest").exists()
+
+    def test_an_old_installation(
+        self, tmp_path: Path, fake: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        fake()
+        monkeypatch.setattr("pytest_spapr.avocado.container.entry_points", lambda group: SimpleNamespace(names={"other"}))
+        assert run(tmp_path, "--podman=image") == 2
+        assert "--podman: the package was installed before it knew of containers." in capfd.readouterr().err
 
     def test_no_podman(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
         monkeypatch.setenv("PATH", str(tmp_path))
