@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from enum import Enum, auto
 from typing import Any, Final
 
 from pytest_spapr.explore.history import Violation
-from pytest_spapr.explore.model import BRIDGE, PCI_BUS, PHB
-from pytest_spapr.explore.steps import Aside, Command, Move
+from pytest_spapr.explore.model import BRIDGE, DIMM, PCI_BUS, PHB
+from pytest_spapr.explore.steps import Aside, Command, Move, Step
 from pytest_spapr.hotplug.defects import first_that_applies
 from pytest_spapr.qemu.build import QemuBuild
 
@@ -32,14 +32,14 @@ _Looks = Callable[[Violation], bool]
 
 
 def _died_with_a_core_gone(violation: Violation) -> bool:
-    commands = [step for one in violation.steps if isinstance(step := one.command if isinstance(one, Aside) else one, Command)]
+    commands = _commands(violation.steps)
     cores = {one.arguments["id"] for one in commands if str(one.arguments.get("driver", "")).endswith("-spapr-cpu-core")}
-    asked = {str(one.arguments["id"]).rpartition("/")[2] for one in commands if one.name == "device_del"}
-    return violation.ended and "QEMU was killed by" in violation.text and not cores.isdisjoint(asked)
+    return violation.ended and "QEMU was killed by" in violation.text and not cores.isdisjoint(map(_asked, commands))
 
 
 def _died_of_a_second_function(violation: Violation) -> bool:
-    return violation.ended and _adds_card(violation) and "addr" in _last(violation)
+    places = [(one.arguments["bus"], one.arguments["addr"]) for one in _commands(violation.steps) if "addr" in one.arguments]
+    return violation.ended and _adds_card(violation) and "addr" in _last(violation) and places[-1] in places[:-1]
 
 
 def _misses_slot_31(violation: Violation) -> bool:
@@ -53,11 +53,17 @@ def _died_of_a_bridge_below_a_phb(violation: Violation) -> bool:
 
 
 def _died_of_a_part_of_a_dimm(violation: Violation) -> bool:
-    return violation.ended and "spapr_drc_unplug_request: assertion failed: (drc->dev)" in violation.text
+    # The same assertion fails for whatever is asked for without being there.
+    commands = _commands(violation.steps)
+    dimms = {one.arguments["id"] for one in commands if one.arguments.get("driver") == DIMM}
+    last = _commands(violation.steps[-1:])
+    words = "spapr_drc_unplug_request: assertion failed: (drc->dev)"
+    return violation.ended and words in violation.text and not dimms.isdisjoint(map(_asked, last))
 
 
 def _died_of_a_refusal_after_a_move(violation: Violation) -> bool:
-    return violation.ended and "spapr_memory_unplug_rollback: assertion failed: (ds)" in violation.text
+    moved = any(isinstance(step, Move) for step in violation.steps)
+    return violation.ended and moved and "spapr_memory_unplug_rollback: assertion failed: (ds)" in violation.text
 
 
 def _died_of_a_phb_that_came_again(violation: Violation) -> bool:
@@ -66,6 +72,15 @@ def _died_of_a_phb_that_came_again(violation: Violation) -> bool:
 
 def _a_queue_is_too_large_there(violation: Violation) -> bool:
     return isinstance(violation.steps[-1], Move) and "exceeds allocated max" in violation.text
+
+
+def _commands(steps: Sequence[Step]) -> list[Command]:
+    return [step for one in steps if isinstance(step := one.command if isinstance(one, Aside) else one, Command)]
+
+
+def _asked(command: Command) -> str | None:
+    """Return the id of the device that this is to remove, if it is a removal; one can be named by its path, too."""
+    return str(command.arguments["id"]).rpartition("/")[2] if command.name == "device_del" else None
 
 
 def _last(violation: Violation) -> Mapping[str, Any]:

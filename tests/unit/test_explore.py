@@ -17,9 +17,9 @@ from pytest_spapr.errors import ConfigError
 from pytest_spapr.explore import findings, history, known
 from pytest_spapr.explore.campaign import Campaign
 from pytest_spapr.explore.firmware import shape_for
-from pytest_spapr.explore.history import History, Twins, Violated, Violation
+from pytest_spapr.explore.history import Done, History, Twins, Violated, Violation
 from pytest_spapr.explore.known import Avoid
-from pytest_spapr.explore.model import LMB, Model
+from pytest_spapr.explore.model import LMB, Expected, Model
 from pytest_spapr.explore.pairs import Pair, possible
 from pytest_spapr.explore.script import Onward
 from pytest_spapr.explore.search import Order, Outcome, play, play_round
@@ -419,6 +419,35 @@ def test_a_move_with_a_card_is_left_out_where_it_is_known_to_fail() -> None:
     assert any(name == "virtio-queue-size" and looks(found.violation) for name, looks, _ in known._KNOWN)
     avoid = frozenset({Avoid.CARD_IN_A_MOVE})
     assert not any(play_round(replace(order, avoid=avoid), ground).finding for order in orders[:4])
+
+
+def _looks_like(name: str, text: str, *steps: Step) -> bool:
+    done = tuple(Done(step, None, Expected(), "") for step in steps)
+    looks = next(looks for known_name, looks, _ in known._KNOWN if known_name == name)
+    return looks(Violation(done, text, "", ended=True))
+
+
+@pytest.mark.parametrize(("driver", "known_"), [("pc-dimm", True), ("nvdimm", False)])
+@pytest.mark.parametrize("by", [lambda command: command, Aside], ids=["monitor", "other monitor"])
+def test_the_death_by_a_dimm_is_not_that_by_an_nvdimm(driver: str, known_: bool, by: Any) -> None:
+    """One assertion, two defects: a QEMU that asks for NVDIMMs went unnoticed for it (``nvdimm-asked`` of the mutants)."""
+    added = Command("device_add", {"driver": driver, "id": "one", "memdev": "memory1"})
+    asked = by(Command("device_del", {"id": "/machine/peripheral/one"}))
+    text = "spapr_drc_unplug_request: assertion failed: (drc->dev)"
+    assert _looks_like("dimm-part-refused", text, MEMORY, added, asked) is known_
+    assert not _looks_like("dimm-part-refused", text, MEMORY, added, asked, RESET)
+
+
+def test_the_death_by_a_taken_function_is_not_that_by_a_free_one() -> None:
+    one, other = (Command("device_add", {"driver": "x", "id": "a", "bus": "pci.0", "addr": addr}) for addr in ("5.1", "5.2"))
+    assert _looks_like("pci-function-taken", "QEMU was killed by SIGABRT", one, RESET, one)
+    assert not _looks_like("pci-function-taken", "QEMU was killed by SIGABRT", one, RESET, other)
+
+
+def test_the_death_by_a_refusal_after_a_move_needs_a_move() -> None:
+    text = "spapr_memory_unplug_rollback: assertion failed: (ds)"
+    assert _looks_like("dimm-refused-after-migration", text, MEMORY, DIMM, Move(), RESET)
+    assert not _looks_like("dimm-refused-after-migration", text, MEMORY, DIMM, RESET)
 
 
 def test_a_pending_dimm_can_be_asked_for_once_more_after_a_move_and_a_pending_phb_cannot() -> None:
