@@ -20,6 +20,16 @@ def test_a_dimm_comes_and_goes(machine: PseriesMachine, guest: Guest, contract: 
     assert guest.memory.total() == before
 
 
+def test_the_guest_is_interrupted_for_each_event(machine: PseriesMachine, guest: Guest, contract: Contract) -> None:
+    """M01: once each; one that is not would hear of it only when it polls, every 30 s (``rtas_event_scan``)."""
+    counts = [guest.hotplug_interrupts()]
+    dimm = machine.dimms.plug()
+    counts.append(guest.hotplug_interrupts())
+    assert dimm.unplug() == contract.removal(dimm)
+    counts.append(guest.hotplug_interrupts())
+    assert counts == [counts[0], counts[0] + 1, counts[0] + 2]
+
+
 def test_a_dimm_holds_nothing_that_cannot_be_moved(machine: PseriesMachine, guest: Guest) -> None:
     """Or else a removal is refused now and then, for reasons of the guest's own."""
     dimm = machine.dimms.plug(512)
