@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Final
 
 from pytest_spapr.errors import ConfigError, SpaprError
 from pytest_spapr.progress import Progress, finished, progress_for
 
 #: The exit status after Ctrl-C.
-INTERRUPTED: Final = 130
+INTERRUPTED: Final = 128 + signal.SIGINT
+
+
+class _Terminated(BaseException):
+    """SIGTERM, which is to end what a tool has started as Ctrl-C does."""
 
 
 def ended(name: str, run: Callable[[], int]) -> int:
-    """Do a tool's work and return its exit status: 2 for what cannot be done, which is told, 130 after Ctrl-C. :param name: the tool's."""
+    """Do a tool's work and return its exit status: 2 for what cannot be done, which is told, 130 after Ctrl-C, 143 after SIGTERM.
+
+    :param name: the tool's.
+    """
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         return run()
     except SpaprError as error:
@@ -25,6 +35,14 @@ def ended(name: str, run: Callable[[], int]) -> int:
         return 2
     except KeyboardInterrupt:
         return INTERRUPTED
+    except _Terminated:
+        return 128 + signal.SIGTERM
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> None:
+    raise _Terminated
 
 
 @contextmanager

@@ -7,7 +7,6 @@ bar; 2 for what cannot be run at all; 130 and 143 after Ctrl-C and SIGTERM, with
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 import tempfile
 import time
@@ -15,7 +14,6 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from types import FrameType
 from typing import Final
 
 from ci.benchmark import host, table
@@ -33,23 +31,15 @@ from pytest_spapr.qemu.qmp import QmpLoop
 _ROUNDS: Final = 5
 
 
-class _Terminated(BaseException):
-    """SIGTERM."""
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark and return its exit status."""
     arguments = _parser().parse_args(argv)
-    signal.signal(signal.SIGTERM, _terminate)
 
     def run() -> int:
         with progress_shown() as progress, ExitStack() as made:
             return _measured(_prepared(arguments, progress, made), check=arguments.check)
 
-    try:
-        return ended("ci/bench", run)
-    except _Terminated:
-        return 128 + signal.SIGTERM
+    return ended("ci/bench", run)
 
 
 def _prepared(arguments: argparse.Namespace, progress: Progress, made: ExitStack) -> Run:
@@ -185,10 +175,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--cache-dir", metavar="DIR", help="as --spapr-cache-dir")
     parser.add_argument("--offline", action="store_true", default=None, help="as --spapr-offline")
     return parser
-
-
-def _terminate(_number: int, _frame: FrameType | None) -> None:
-    raise _Terminated
 
 
 if __name__ == "__main__":
