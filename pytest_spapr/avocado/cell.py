@@ -1,7 +1,7 @@
 """A cell of the nightly's matrix: what the suite is run with, and which of its modules.
 
-A variant's parameters are the suite's options by their names, e.g. ``qemu``, ``image``, ``machine``, ``kernel_args``, ``accel``; and
-``tests``, the modules.
+A variant's parameters are the suite's options by their names, e.g. ``qemu``, ``image``, ``machine``, ``kernel_args``, ``accel``;
+``tests``, the modules; and ``marks``, which of their tests (pytest's ``-m``).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pytest_spapr.avocado.matrix import Parameter
 from pytest_spapr.errors import ConfigError
 
 _TESTS: Final = "tests"
+_MARKS: Final = "marks"
 _OPTIONS: Final = {option.name: option for option in config.OPTIONS}
 #: What a QEMU build and a guest image are made of. No other option says what is to be had before a test can run.
 _SUPPLIES: Final = {"qemu": ("qemu",), "image": ("image", "kernel", "modules")}
@@ -32,14 +33,19 @@ class Supply:
 
 @dataclass(frozen=True, slots=True)
 class NightCell:
-    """One cell. :ivar options: the suite's options, by name. :ivar tests: the modules that are run in it."""
+    """One cell. :ivar options: the suite's options, by name. :ivar tests: the modules that are run in it.
+
+    :ivar marks: which tests of theirs, as pytest's ``-m`` has it; empty: those that are run without it.
+    """
 
     options: Mapping[str, str | bool]
     tests: tuple[str, ...]
+    marks: str = ""
 
     def arguments(self) -> list[str]:
         """Return the cell's options for pytest's command line."""
-        return [_OPTIONS[name].label(config.Source.COMMAND_LINE, value) for name, value in self.options.items()]
+        options = [_OPTIONS[name].label(config.Source.COMMAND_LINE, value) for name, value in self.options.items()]
+        return [*options, *(["-m", self.marks] if self.marks else [])]
 
     def supplies(self) -> list[Supply]:
         """Return the QEMU build and the guest image that the cell names."""
@@ -72,10 +78,11 @@ def cell_of(parameters: Iterable[Parameter], where: str) -> NightCell:
             raise ConfigError(f"{where}: {one.name} is {other.value!r} and {one.value!r}: a cell can have one of them.")
         if one.depth > other.depth:
             chosen[one.name] = one
+    marks = chosen.pop(_MARKS, None)
     options: dict[str, str | bool] = {}
     for one in chosen.values():
         options.update(_option(one.name, one.value, where))
-    return NightCell(options, tuple(tests))
+    return NightCell(options, tuple(tests), _text(marks.name, marks.value, where) if marks else "")
 
 
 def variant_cell(variant: Mapping[str, Any] | None) -> NightCell:
@@ -92,15 +99,19 @@ def variant_cell(variant: Mapping[str, Any] | None) -> NightCell:
 def _option(name: str, value: Any, where: str) -> dict[str, str | bool]:
     option = _OPTIONS.get(name)
     if option is None:
-        raise ConfigError(f"{where} knows no {name!r}. Allowed: {_TESTS}, {', '.join(_OPTIONS)}.")
+        raise ConfigError(f"{where} knows no {name!r}. Allowed: {_TESTS}, {_MARKS}, {', '.join(_OPTIONS)}.")
     if option.kind == "flag":
         if not isinstance(value, bool):
             raise ConfigError(f"{where}: {name} is {value!r}, expected true or false.")
         return {name: True} if value else {}
+    return {name: _text(name, value, where)}
+
+
+def _text(name: str, value: Any, where: str) -> str:
     if not isinstance(value, str) or not value:
         # A version without quotes is a number to YAML: 11.10 would be 11.1.
         raise ConfigError(f'{where}: {name} is {value!r}, expected text. Put it in quotes: {name}: "{value}".')
-    return {name: value}
+    return value
 
 
 def _slug(what: str, options: Mapping[str, str]) -> str:

@@ -62,6 +62,7 @@ def unplug_in_vain(core: Core) -> Attempt:
 class TestIsolated:
     """CPU 1 is nobody's but of who asks for it: the removal of its core, and what else the guest does, happens on the others."""
 
+    @pytest.mark.spapr_slow
     def test_a_real_time_task_that_leaves_some_time_does_not_keep_its_core(
         self, machine: PseriesMachine, guest: Guest, contract: Contract
     ) -> None:

@@ -36,9 +36,9 @@ def topology(guest: Guest) -> dict[str, list[str]]:
 
 
 SHAPES = [
-    pytest.param({"max_cpus": 8}, id="8 cores"),
     pytest.param({"max_cpus": 2, "threads": 2}, id="2 threads"),
-    pytest.param({"max_cpus": 4, "qemu_args": ("-smp", "sockets=4,cores=1")}, id="4 sockets"),
+    pytest.param({"max_cpus": 8}, id="8 cores", marks=pytest.mark.spapr_slow),
+    pytest.param({"max_cpus": 4, "qemu_args": ("-smp", "sockets=4,cores=1")}, id="4 sockets", marks=pytest.mark.spapr_slow),
     pytest.param({"max_cpus": 32}, id="32 cores", marks=pytest.mark.spapr_slow),
     pytest.param({"max_cpus": 64}, id="64 cores", marks=pytest.mark.spapr_slow),
     pytest.param({"max_cpus": 2, "threads": 4}, id="4 threads", marks=pytest.mark.spapr_slow),
@@ -76,6 +76,7 @@ def _siblings(seen: dict[str, list[str]], threads: int) -> Iterable[tuple[str, s
         yield cpus, str(first), str(first + threads - 1)
 
 
+@pytest.mark.spapr_slow
 def test_the_number_of_threads_is_switched_around_a_plug(launch_machine: LaunchMachine, contract: Contract) -> None:
     """C09, C10, C31: a core that comes later has those that its kernel knows to be wanted; busy or offline ones keep none."""
     machine = start_with_threads(launch_machine, threads=2, max_cpus=4)
@@ -103,7 +104,9 @@ def test_the_number_of_threads_is_switched_around_a_plug(launch_machine: LaunchM
     assert guest.cpus.present() == {0, 1}
 
 
-@pytest.mark.parametrize(("rounds", "cores"), [(2, 3), pytest.param(12, 8, marks=pytest.mark.spapr_slow)])
+@pytest.mark.parametrize(
+    ("rounds", "cores"), [pytest.param(*numbers, marks=pytest.mark.spapr_slow) for numbers in ((2, 3), (12, 8))]
+)
 def test_slots_are_filled_and_emptied_again_and_again(
     launch_machine: LaunchMachine, contract: Contract, rounds: int, cores: int
 ) -> None:

@@ -158,6 +158,7 @@ def test_a_gigantic_page_goes_with_its_dimm_or_keeps_it(machine: PseriesMachine,
 
 
 @pytest.mark.spapr(start="boot", kernel_args="crashkernel=192M")
+@pytest.mark.spapr_slow
 def test_a_dimm_goes_beside_a_crash_kernels_memory_and_an_inflated_balloon(
     machine: PseriesMachine, guest: Guest, contract: Contract
 ) -> None:

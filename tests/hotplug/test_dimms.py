@@ -100,7 +100,8 @@ def test_dimms_of_two_numa_nodes_are_theirs_also_after_a_reboot(machine: Pseries
 
 
 @pytest.mark.spapr(kernel_args="movable_node")
-@pytest.mark.parametrize("count", [2, pytest.param(32, marks=pytest.mark.spapr_slow)])
+@pytest.mark.spapr_slow
+@pytest.mark.parametrize("count", [2, 32])
 def test_every_slot_is_filled_with_a_reboot_between_and_emptied(
     launch_machine: LaunchMachine, contract: Contract, count: int
 ) -> None:

@@ -51,6 +51,7 @@ class TestWritten:
         assert acknowledged > 0
         blocks_are_there(disk.path, acknowledged)
 
+    @pytest.mark.spapr_slow
     def test_a_reset_in_the_midst_of_writing_removes_it(
         self, machine: PseriesMachine, guest: Guest, contract: Contract, tmp_path: Path
     ) -> None:

@@ -224,6 +224,7 @@ class TestPauses:
         assert guest_sum(guest, f"/dev/{name}") == host_sum(tmp_path / "disk.raw")
 
 
+@pytest.mark.spapr_slow
 def test_a_disk_and_a_card_outlive_reboot_resize_and_shutdown(
     machine: PseriesMachine, guest: Guest, contract: Contract, tmp_path: Path
 ) -> None:

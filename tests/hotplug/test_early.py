@@ -9,7 +9,7 @@ from pytest_spapr.hotplug.device import Device
 from pytest_spapr.hotplug.expectation import Expectation
 
 from .inventory import events_since
-from .kinds import plug
+from .kinds import KINDS, plug
 from .moments import CAS, INIT, caught, reset_into_firmware
 
 in_slof = pytest.mark.spapr(firmware="slof")
@@ -17,6 +17,9 @@ slow = pytest.mark.spapr_slow
 
 
 @in_slof
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=slow) if kind in (Kind.CORE, Kind.PHB) else kind for kind in KINDS], indirect=True, ids=str
+)
 def test_a_request_while_the_firmware_runs_is_granted_by_the_boot(
     machine: PseriesMachine, contract: Contract, qemu_build: QemuBuild, kind: Kind
 ) -> None:
@@ -34,7 +37,9 @@ def test_a_request_while_the_firmware_runs_is_granted_by_the_boot(
 
 # Cores by themselves: of their removal a QEMU may die.
 @in_slof
-@pytest.mark.parametrize("kinds", [(Kind.CORE,), (Kind.DIMM, Kind.PCI, Kind.PHB)], ids=["core", "others"])
+@pytest.mark.parametrize(
+    "kinds", [pytest.param((Kind.CORE,), marks=slow), (Kind.DIMM, Kind.PCI, Kind.PHB)], ids=["core", "others"]
+)
 def test_what_comes_while_the_firmware_runs_goes_without_a_question(
     machine: PseriesMachine, contract: Contract, kinds: tuple[Kind, ...]
 ) -> None:
@@ -50,7 +55,7 @@ def test_what_comes_while_the_firmware_runs_goes_without_a_question(
 
 
 @in_slof
-@pytest.mark.parametrize("kinds", [(Kind.CORE,), (Kind.DIMM, Kind.PCI)], ids=["core", "others"])
+@pytest.mark.parametrize("kinds", [pytest.param((Kind.CORE,), marks=slow), (Kind.DIMM, Kind.PCI)], ids=["core", "others"])
 def test_what_comes_while_the_firmware_runs_is_there_after_the_boot(
     machine: PseriesMachine, contract: Contract, kinds: tuple[Kind, ...]
 ) -> None:
@@ -69,7 +74,7 @@ def test_what_comes_while_the_firmware_runs_is_there_after_the_boot(
     ("moment", "kinds", "brief"),
     [
         (CAS, (Kind.CORE,), (Kind.CORE,)),
-        (CAS, (Kind.DIMM, Kind.PCI), (Kind.DIMM,)),
+        pytest.param(CAS, (Kind.DIMM, Kind.PCI), (Kind.DIMM,), marks=slow),
         (INIT, (Kind.DIMM,), (Kind.DIMM,)),
         pytest.param(INIT, (Kind.CORE,), (Kind.CORE,), marks=slow),
         pytest.param(INIT, (Kind.PCI, Kind.PHB), (Kind.PCI, Kind.PHB), marks=slow),

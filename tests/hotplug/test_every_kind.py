@@ -10,6 +10,7 @@ from .inventory import events_since
 from .kinds import PHB_SLOWLY, SILENCE, plug, silenced
 
 
+@PHB_SLOWLY
 def test_a_request_to_a_paused_machine_is_kept_for_it(machine: PseriesMachine, contract: Contract, kind: Kind) -> None:
     """C08, M04, P04, X04, X06: silence while the machine stands still, and the removal as soon as it runs; it is told exactly once.
 
@@ -29,6 +30,7 @@ def test_a_request_to_a_paused_machine_is_kept_for_it(machine: PseriesMachine, c
         assert child["path"].startswith(f"{device.qom_path}/")
 
 
+@PHB_SLOWLY
 def test_a_silent_device_vanishes_at_reset(machine: PseriesMachine, contract: Contract, kind: Kind) -> None:
     """C33, M31, P22: failed twice, and then the reset removes what the guest kept. Nothing gives the device back."""
     device = plug(machine, kind)
@@ -43,6 +45,7 @@ def test_a_silent_device_vanishes_at_reset(machine: PseriesMachine, contract: Co
     assert len(events_since(machine, since, "RESET")) == 1
 
 
+@PHB_SLOWLY
 def test_a_request_before_the_guest_boots_is_granted_by_its_boot(machine: PseriesMachine, contract: Contract, kind: Kind) -> None:
     """C33, C39, M40, P30: after the reset the firmware has the machine, which knows nothing of hot-unplug, until the guest calls CAS.
 

@@ -169,6 +169,7 @@ def test_a_card_that_the_guest_gave_up_is_removed_without_asking_it(
     assert card.unplug() == contract.unasked_removal(card)
 
 
+@pytest.mark.spapr_slow
 def test_a_phb_goes_and_comes_by_the_guests_own_will(machine: PseriesMachine, guest: Guest) -> None:
     """P21."""
     phb = machine.phbs.plug()
@@ -244,6 +245,7 @@ def test_a_dimm_that_holds_its_own_memory_map_goes(machine: PseriesMachine, gues
 
 
 @pytest.mark.spapr(kernel_args="lockdown=confidentiality")
+@pytest.mark.spapr_slow
 def test_a_locked_down_kernel_keeps_cards_away_and_nothing_else(
     machine: PseriesMachine, guest: Guest, contract: Contract
 ) -> None:

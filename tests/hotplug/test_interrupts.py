@@ -34,6 +34,7 @@ def taken(guest: Guest, card: PciDevice) -> int:
     return len(guest.run(f"ls /sys/bus/pci/devices/{card.address}/msi_irqs").check().stdout.split())
 
 
+@pytest.mark.spapr_slow
 def test_interrupts_that_are_used_up_come_back_with_the_card(
     launch_machine: Callable[..., PseriesMachine], contract: Contract
 ) -> None:
@@ -57,7 +58,8 @@ def test_interrupts_that_another_phb_has_used_up_are_refused(launch_machine: Cal
 
 
 # hw/ppc/spapr_pci.h, SPAPR_MAX_PHBS: 31 with the machine's own.
-@pytest.mark.parametrize("phbs", [2, pytest.param(30, marks=pytest.mark.spapr_slow)])
+@pytest.mark.spapr_slow
+@pytest.mark.parametrize("phbs", [2, 30])
 def test_cards_on_many_phbs_share_the_interrupts(
     launch_machine: Callable[..., PseriesMachine], contract: Contract, phbs: int
 ) -> None:

@@ -36,6 +36,7 @@ def into_the_gap(machine: PseriesMachine) -> None:
     assert machine.timeline.since(since, Lane.SERVICE) == []
 
 
+@pytest.mark.spapr_slow
 def test_what_is_asked_for_between_two_kernels_is_kept_for_the_second(machine: PseriesMachine, contract: Contract) -> None:
     """C39, M40, P30, X04: no CAS grants it and no reset: what is pending stays so, and the second kernel takes what is new."""
     guest = machine.guest

@@ -16,6 +16,7 @@ _TIB_IN_MIB = 1 << 20
 
 
 @pytest.mark.spapr(cpu="power8", slots=4, max_memory=16384, qemu_args="-machine cap-hpt-max-page-size=16M")
+@pytest.mark.spapr_slow
 def test_a_hash_guests_page_table_grows_with_a_dimm(machine: PseriesMachine, guest: Guest, contract: Contract) -> None:
     """M26: from 1 to more than 8 GiB; with large pages (16 MiB) on the DIMM; and the guest comes up again with it."""
     assert "Hash" in guest.read("/proc/cpuinfo")

@@ -134,6 +134,7 @@ class TestMove:
             raise
         assert core.configured
 
+    @PHB_SLOWLY
     def test_what_is_pending_travels(
         self, machine: PseriesMachine, guest: Guest, contract: Contract, survives: Callable[[str], None], moved: Kind
     ) -> None:
@@ -154,6 +155,7 @@ class TestMove:
         deleted = [event["data"] for event in events_since(machine, since, "DEVICE_DELETED")]
         assert [data["path"] for data in deleted if data.get("device") == device.id] == [device.qom_path]
 
+    @PHB_SLOWLY
     def test_a_reset_removes_what_came_pending(self, machine: PseriesMachine, contract: Contract, moved: Kind) -> None:
         """C33, C42, P31."""
         device = plug(machine, moved)
@@ -197,6 +199,7 @@ class TestMove:
             assert device.unplug() == contract.removal(device)
 
     @pytest.mark.spapr(firmware="slof")
+    @pytest.mark.spapr_slow
     def test_it_moves_while_its_firmware_runs(self, machine: PseriesMachine, contract: Contract) -> None:
         """X07: SLOF goes on there, with what came and what is pending; CAS grants it and shows the rest to the guest."""
         old = machine.dimms.plug()

@@ -46,6 +46,7 @@ def test_a_reset_removes_the_function_that_waits_and_no_other(machine: PseriesMa
     assert zero.views().qemu is Presence.PRESENT
 
 
+@pytest.mark.spapr_slow
 def test_all_functions_are_silent_together(machine: PseriesMachine, guest: Guest, contract: Contract) -> None:
     """P25, P27: without rtas_errd the request for function 0 makes all of them pending: a repeat is rejected for each."""
     zero, one = machine.pci.plug_functions("virtio-rng-pci")
@@ -76,6 +77,7 @@ def test_function_0_comes_last(machine: PseriesMachine) -> None:
     assert not any("slot 7" in record.text for record in machine.timeline.since(0, Lane.STDERR))
 
 
+@pytest.mark.spapr_slow
 def test_all_eight_functions_go_by_a_reset(launch_machine: LaunchMachine, contract: Contract) -> None:
     """P13: there from the boot, asked for by one command, silent together, and gone together."""
     machine = launch_machine(boot=False)

@@ -34,6 +34,7 @@ def set_up(guest: Guest, name: str, net: int = 7) -> None:
     guest.run(f"ip address add 10.{net}.0.15/24 dev {name}; ip link set {name} up").check()
 
 
+@pytest.mark.spapr_slow
 def test_several_cards(machine: PseriesMachine, guest: Guest) -> None:
     """P14: three, one of them behind the IOMMU as a virtio device can be; all of them work, and do so after a reset."""
     modern: dict[str, Any] = {"disable-legacy": "on"}

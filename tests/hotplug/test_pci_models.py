@@ -173,6 +173,7 @@ _BALLOON = pytest.mark.spapr(start="boot")
 
 
 @_BALLOON
+@pytest.mark.spapr_slow
 def test_all_models_are_used_and_go(machine: PseriesMachine, guest: Guest, contract: Contract, tmp_path: Path) -> None:
     """P01, P12, P14, P16: data go through each of them both ways; then they go together, behind one PHB, as drmgr has it go fast."""
     phb = machine.phbs.plug()

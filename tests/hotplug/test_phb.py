@@ -41,6 +41,7 @@ def test_a_card_behind_a_phb_goes_alone(machine: PseriesMachine, contract: Contr
     assert phb.configured
 
 
+@pytest.mark.spapr_slow
 def test_a_card_that_was_asked_for_goes_with_its_phb(machine: PseriesMachine, guest: Guest, contract: Contract) -> None:
     """P29: both are pending at once, the card first."""
     phb = machine.phbs.plug()
@@ -52,6 +53,7 @@ def test_a_card_that_was_asked_for_goes_with_its_phb(machine: PseriesMachine, gu
     assert phb.follow(attempts[1]) == contract.removal(phb)
 
 
+@pytest.mark.spapr_slow
 def test_a_drmgr_that_does_not_get_its_lock_gives_up_silently(machine: PseriesMachine, guest: Guest, contract: Contract) -> None:
     """P26: a PHB is a logical resource, whose refusal QEMU would tell. drmgr does not refuse, it just does not do it."""
     phb = machine.phbs.plug()
@@ -86,6 +88,7 @@ MACHINE = (
 
 
 @pytest.mark.spapr(cpus=2, max_cpus=2, qemu_args=MACHINE)
+@pytest.mark.spapr_slow
 def test_a_phb_of_the_command_line_goes(machine: PseriesMachine, guest: Guest, contract: Contract) -> None:
     """P19: the last of a row with gaps; its bus is near to the CPUs of the NUMA node that it was given."""
     last = machine.phbs.boot_phb(30)

@@ -26,6 +26,7 @@ def uart(machine: PseriesMachine, guest: Guest) -> VfioFunction:
     return uart
 
 
+@pytest.mark.spapr_slow
 def test_a_reset_that_is_never_answered_delays_the_removal(
     machine: PseriesMachine, guest: Guest, contract: Contract, uart: VfioFunction
 ) -> None:
@@ -39,6 +40,7 @@ def test_a_reset_that_is_never_answered_delays_the_removal(
     require_gone(guest, uart, attempt.began)
 
 
+@pytest.mark.spapr_slow
 def test_a_reset_that_is_answered_too_late_is_a_broken_connection(
     machine: PseriesMachine, guest: Guest, contract: Contract, uart: VfioFunction
 ) -> None:

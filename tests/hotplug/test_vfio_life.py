@@ -37,6 +37,7 @@ pytestmark = [pytest.mark.usefixtures("passthrough"), pytest.mark.spapr(qemu_arg
 _QUIT_SECONDS = 5.0
 
 
+@pytest.mark.spapr_slow
 def test_a_machine_migrates_when_its_passed_through_device_has_gone(
     machine: PseriesMachine, guest: Guest, contract: Contract
 ) -> None:
@@ -51,6 +52,7 @@ def test_a_machine_migrates_when_its_passed_through_device_has_gone(
     assert guest.run("true").status == 0
 
 
+@pytest.mark.spapr_slow
 def test_a_reset_waits_for_a_device_that_holds_its_answer(machine: PseriesMachine, guest: Guest, contract: Contract) -> None:
     """S12: QEMU's reset comes to its end when the device's does; the guest boots with the device, which goes as ever."""
     (uart,) = machine.vfio.plug()
@@ -86,7 +88,8 @@ def test_a_machine_quits_while_a_device_holds_its_answer(machine: PseriesMachine
     assert not [thread.name for thread in threading.enumerate() if thread.name == f"spapr-vfio-{uart.peer.name}"]
 
 
-@pytest.mark.parametrize("rounds", [2, pytest.param(20, marks=pytest.mark.spapr_slow)])
+@pytest.mark.spapr_slow
+@pytest.mark.parametrize("rounds", [2, 20])
 def test_it_goes_and_comes_whatever_was_wrong_in_between(
     machine: PseriesMachine, guest: Guest, contract: Contract, rounds: int
 ) -> None:
@@ -105,6 +108,7 @@ def test_it_goes_and_comes_whatever_was_wrong_in_between(
     comes_and_goes(guest, contract, uart)
 
 
+@pytest.mark.spapr_slow
 def test_it_goes_while_it_is_busy_after_a_reboot_a_pause_and_a_dump(
     machine: PseriesMachine, guest: Guest, contract: Contract, tmp_path: Path
 ) -> None:
@@ -127,6 +131,7 @@ def test_it_goes_while_it_is_busy_after_a_reboot_a_pause_and_a_dump(
 
 
 @pytest.mark.spapr(qemu_args=())
+@pytest.mark.spapr_slow
 def test_two_devices_share_a_phb_that_was_plugged(machine: PseriesMachine, guest: Guest, contract: Contract) -> None:
     """S14: two devices, two containers, one PHB: one goes alone, and the other one works."""
     (one,), (other,) = machine.vfio.plug(), machine.vfio.plug()

@@ -110,6 +110,11 @@ class TestCells:
             ("image-debian-12", {"image": "debian-12"}),
         ]
 
+    def test_marks_say_which_tests(self) -> None:
+        cell = cell_of([Parameter("/run", "marks", "spapr_slow"), Parameter("/run", "qemu", "7.2")], "c")
+        assert cell.arguments() == ["--spapr-qemu=7.2", "-m", "spapr_slow"]
+        assert "marks" not in cell.options
+
     def test_paths_that_differ_are_different_supplies(self) -> None:
         names = [cell_of([Parameter("/run", "qemu", path)], "c").supplies()[0].name for path in ("/a/b/qemu", "/a-b/qemu")]
         assert names[0] != names[1]
@@ -118,8 +123,9 @@ class TestCells:
     @pytest.mark.parametrize(
         ("parameters", "words"),
         [
+            ([("marks", True)], "c: marks is True, expected text"),
             ([("qemu", 7.2)], r'c: qemu is 7\.2, expected text. Put it in quotes: qemu: "7\.2"\.'),
-            ([("quemu", "7.2")], "c knows no 'quemu'. Allowed: tests, qemu, image, "),
+            ([("quemu", "7.2")], "c knows no 'quemu'. Allowed: tests, marks, qemu, image, "),
             ([("offline", "yes")], "c: offline is 'yes', expected true or false"),
             ([("tests", "a.py")], "c: tests is 'a.py', expected a list"),
             ([("qemu", "7.2"), ("qemu", "11.1")], r"c: qemu is '7\.2' and '11\.1': a cell can have one of them"),
