@@ -88,8 +88,24 @@ class _Client(QMPClient):
         self._saving: object = None
         self._held: dict[str, Any] | None = None
         self.events.event_filter = lambda _: False
+        self.negotiate = False
         # It logs a broken connection as an error, above the error of ours that says why it broke.
         self.logger.setLevel(logging.CRITICAL)
+
+    async def join(self, sock: socket.socket) -> None:
+        """Connect and negotiate.
+
+        Not by qemu.qmp (0.0.6), which takes an event for the answer that it waits for: QEMU sends events from the moment that it has
+        understood ``qmp_capabilities``, and one that another thread has just then comes before the answer.
+        """
+        await self.connect(sock)
+        try:
+            offers_oob = self.greeting is not None and "oob" in self.greeting.QMP.capabilities
+            await self.execute("qmp_capabilities", {"enable": ["oob"]} if offers_oob else {})
+        except BaseException:
+            with contextlib.suppress(QMPError, OSError, EOFError):
+                await self.disconnect()
+            raise
 
     def _cb_inbound(self, msg: Message) -> Message:
         body = dict(msg)
@@ -153,7 +169,7 @@ class Qmp:
         """
         monitor = cls(_Client(timeline), loop, timeline, seconds)
         try:
-            loop.run(monitor._client.connect(sock), deadline)
+            loop.run(monitor._client.join(sock), deadline)
         except TimeoutError as error:
             raise DeadlineExpired("QEMU's monitor to greet", deadline.seconds) from error
         except (QMPError, OSError, EOFError) as error:

@@ -110,6 +110,13 @@ def test_a_refused_saving_is_over(bench: Bench) -> None:
     assert [record.event for record in bench.timeline.since(0, Lane.EVENT)] == ["STOP"]
 
 
+def test_an_event_may_come_before_the_negotiations_answer(bench: Bench) -> None:
+    """QEMU has another thread tell of it. qemu.qmp would give up."""
+    qmp = bench.connect(qmp_capabilities=[{"event": ["DEVICE_DELETED", DELETED]}, {"return": {}}])
+    bench.wait("DEVICE_DELETED device=core1 path=/machine/peripheral/core1")
+    assert qmp.execute("query-target") == {"arch": "ppc64"}
+
+
 def test_a_line_of_the_human_monitor(bench: Bench) -> None:
     assert bench.connect({"human-monitor-command": [{"return": "no devices\r\n"}]}).hmp("info qtree") == "no devices\r\n"
     [sent] = [record for record in bench.timeline.since(0, Lane.QMP) if "human" in record.text]
@@ -318,6 +325,16 @@ class TestLiveButBroken:
         with pytest.raises(MachineError, match="QEMU's monitor broke off during stop although QEMU lives") as broken:
             qmp.execute("stop")
         assert not isinstance(broken.value, MachineDied)
+
+    @pytest.mark.parametrize("answer", [[{"error": ["GenericError", "no"]}], [{"hang_up": True}]], ids=["refuses", "hangs up"])
+    def test_it_does_not_negotiate(self, bench: Bench, monkeypatch: pytest.MonkeyPatch, answer: list[Any]) -> None:
+        monkeypatch.setattr(qmp_module, "_DEATH_NOTICE", 0.2)
+        with pytest.raises(MachineError, match="broke off during its greeting although QEMU lives"):
+            bench.connect(qmp_capabilities=answer)
+
+    def test_its_negotiation_has_no_end(self, bench: Bench) -> None:
+        with pytest.raises(DeadlineExpired, match=r"waited 0\.3 s in vain for QEMU's monitor to greet"):
+            bench.connect(qmp_capabilities=[{"hang": True}], greeting=0.3)
 
     def test_it_speaks_something_else(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(qmp_module, "_DEATH_NOTICE", 0.2)
