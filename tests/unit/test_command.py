@@ -18,8 +18,12 @@ _RUNS_ANOTHER = """\
 import subprocess, sys
 from ci.command import ended
 def run():
-    print("up", flush=True)
-    return subprocess.run(["sleep", "600"]).returncode
+    with subprocess.Popen(["sleep", "600"]) as other:
+        try:
+            print("up", flush=True)
+            return other.wait()
+        finally:
+            other.kill()
 sys.exit(ended("tool", run))
 """
 
