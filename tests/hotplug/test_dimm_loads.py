@@ -127,7 +127,7 @@ def test_huge_pages_to_spare_keep_a_dimm_for_ever(machine: PseriesMachine, guest
         assert (attempt.outcome, attempt.cause, attempt.waiting) == (Outcome.PENDING, Silence.STILL_WORKING, True)
     attempt = dimm.follow(attempt)
     if attempt.outcome is not Outcome.REMOVED:
-        # One that is given back while it moves may end the guest's try: -EBUSY of dissolve_free_hugetlb_folio [L 6.12: 2 of 50].
+        # One that is given back while it moves may end the guest's try: -EBUSY of dissolve_free_hugetlb_folio [L 6.12: 3 of 84].
         assert attempt == contract.silence(dimm, cause="first LMB refused")
         attempt = tried_again(guest, dimm, attempt)
     assert attempt == contract.removal(dimm)
