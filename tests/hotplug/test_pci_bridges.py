@@ -70,7 +70,7 @@ def test_a_full_bus(machine: PseriesMachine, contract: Contract) -> None:
 
 
 @pytest.mark.spapr_slow
-@pytest.mark.spapr(firmware="vof")
+@pytest.mark.spapr(firmware="slof")
 def test_eight_bridges_come_with_what_is_behind_them(machine: PseriesMachine, contract: Contract) -> None:
     """P15: all of it while the guest runs."""
 
