@@ -7,16 +7,16 @@ import select
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ci.night.job import ROOT
-from pytest_spapr.avocado.night import Night, read_night
+from pytest_spapr.avocado.night import Night, Task, read_night
 from pytest_spapr.cells import Cell
 
-from .telling import named
+from .telling import named, started
 
 _SECONDS = 90.0
 _FOR_A_WHILE = """
@@ -76,6 +76,25 @@ class Place:
     def all_ended(self) -> bool:
         """Wait for the end of all watched processes."""
         return all(select.select([one], [], [], _SECONDS)[0] for one in self.watched)
+
+    def waiting(self, source: str) -> Path:
+        """Write a module, ``test_waits.py``, whose test tells a pipe, ``told``, who is there, and return a matrix of it."""
+        told = self.path / "told"
+        os.mkfifo(told)
+        (self.path / "test_waits.py").write_text(source.format(told=str(told)))
+        return self.matrix("test_waits.py")
+
+    def outcome(self, command: list[str], act: Callable[[subprocess.Popen[str]], object]) -> tuple[Task, int, str]:
+        """Run a nightly of one task, of which nothing may be left; return the task, the nightly's status and what it said.
+
+        :param act: does something to the nightly while it runs.
+        """
+        with started(command, ROOT, self.env()) as nightly:
+            act(nightly)
+            said = nightly.communicate(timeout=_SECONDS)[0]
+        assert self.nothing_left()
+        (task,) = self.night().tasks
+        return task, nightly.returncode, said
 
     def nothing_left(self) -> bool:
         """Wait for the end of all watched processes; return whether they left nothing."""

@@ -117,10 +117,7 @@ class TestTasksThatAreEnded:
 
     @pytest.fixture
     def file(self, place: Place) -> Path:
-        told = place.path / "told"
-        os.mkfifo(told)
-        (place.path / "test_waits.py").write_text(_WAITS.format(told=str(told)))
-        return place.matrix("test_waits.py")
+        return place.waiting(_WAITS)
 
     @pytest.fixture
     def pids(self, place: Place) -> Callable[[subprocess.Popen[str]], dict[str, int]]:
@@ -157,14 +154,12 @@ class TestTasksThatAreEnded:
         status: str,
         reason: str,
     ) -> None:
-        with started(place.command(file), ROOT, place.env()) as nightly:
-            os.kill({**pids(nightly), "nightly": nightly.pid}[who], number)
-            said = nightly.communicate(timeout=_SECONDS)[0]
-        assert place.nothing_left()
-        (task,) = place.night().tasks
+        task, ended, said = place.outcome(
+            place.command(file), lambda nightly: os.kill({**pids(nightly), "nightly": nightly.pid}[who], number)
+        )
         assert task.status == status, said
         assert reason in task.reason
-        assert nightly.returncode == (130 if who == "nightly" else 1)
+        assert ended == (130 if who == "nightly" else 1)
 
     @pytest.mark.parametrize("who", ["nightly", "avocado"])
     def test_a_nightly_that_is_killed_leaves_nothing(
@@ -189,10 +184,6 @@ class TestTasksThatAreEnded:
         self, place: Place, file: Path, pids: Callable[[subprocess.Popen[str]], dict[str, int]]
     ) -> None:
         began = time.monotonic()
-        with started(place.for_a_while(file, "test_waits.py", seconds=20), ROOT, place.env()) as nightly:
-            pids(nightly)
-            said = nightly.communicate(timeout=_SECONDS)[0]
-        assert place.nothing_left()
-        (task,) = place.night().tasks
+        task, _, said = place.outcome(place.for_a_while(file, "test_waits.py", seconds=20), pids)
         assert (task.status, task.reason) == ("INTERRUPTED", "Test interrupted: Timeout reached"), said
         assert time.monotonic() - began > 20

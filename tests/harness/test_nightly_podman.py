@@ -13,12 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from ci.night.job import ROOT
 from pytest_spapr.cells import Cell
 from pytest_spapr.deadline import Deadline
 
 from .nights import ENDS, Place, parent_of, placed
-from .telling import awaited, started
+from .telling import awaited
 
 #: What ci/container-image makes.
 _IMAGE = "pytest-spapr"
@@ -112,10 +111,7 @@ class TestTasksThatAreEnded:
 
     @pytest.fixture
     def file(self, place: Place) -> Path:
-        told = place.path / "told"
-        os.mkfifo(told)
-        (place.path / "test_waits.py").write_text(_WAITS.format(told=str(told)))
-        return place.matrix("test_waits.py")
+        return place.waiting(_WAITS)
 
     @pytest.fixture
     def pids(self, place: Place) -> Callable[[subprocess.Popen[str]], dict[str, int]]:
@@ -150,25 +146,19 @@ class TestTasksThatAreEnded:
         reason: str,
     ) -> None:
         command = place.command(file, f"--podman={_IMAGE}", f"--mount={place.path}")
-        with started(command, ROOT, place.env()) as nightly:
-            os.kill({**pids(nightly), "nightly": nightly.pid}[who], number)
-            said = nightly.communicate(timeout=_SECONDS)[0]
-        assert place.nothing_left()
+        task, ended, said = place.outcome(
+            command, lambda nightly: os.kill({**pids(nightly), "nightly": nightly.pid}[who], number)
+        )
         assert no_container()
-        (task,) = place.night().tasks
         assert task.status == status, said
         assert reason in task.reason
-        assert nightly.returncode == (130 if who == "nightly" else 1)
+        assert ended == (130 if who == "nightly" else 1)
 
     def test_a_task_that_takes_too_long_is_given_up(
         self, place: Place, file: Path, pids: Callable[[subprocess.Popen[str]], dict[str, int]]
     ) -> None:
-        with started(place.for_a_while(file, "test_waits.py", seconds=20, image=_IMAGE), ROOT, place.env()) as nightly:
-            pids(nightly)
-            said = nightly.communicate(timeout=_SECONDS)[0]
-        assert place.nothing_left()
+        task, _, said = place.outcome(place.for_a_while(file, "test_waits.py", seconds=20, image=_IMAGE), pids)
         assert no_container()
-        (task,) = place.night().tasks
         assert (task.status, task.reason) == ("INTERRUPTED", "Test interrupted: Timeout reached"), said
 
 

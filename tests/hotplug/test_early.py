@@ -9,7 +9,7 @@ from pytest_spapr.hotplug.device import Device
 from pytest_spapr.hotplug.expectation import Expectation
 
 from .inventory import events_since
-from .kinds import KINDS, plug
+from .kinds import plug, slowly
 from .moments import CAS, INIT, caught, reset_into_firmware
 
 in_slof = pytest.mark.spapr(firmware="slof")
@@ -17,9 +17,7 @@ slow = pytest.mark.spapr_slow
 
 
 @in_slof
-@pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=slow) if kind in (Kind.CORE, Kind.PHB) else kind for kind in KINDS], indirect=True, ids=str
-)
+@slowly(Kind.CORE, Kind.PHB)
 def test_a_request_while_the_firmware_runs_is_granted_by_the_boot(
     machine: PseriesMachine, contract: Contract, qemu_build: QemuBuild, kind: Kind
 ) -> None:

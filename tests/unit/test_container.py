@@ -85,7 +85,7 @@ class TestWordsForWhatCannotBeRun:
     ) -> None:
         fake()
         monkeypatch.setattr("pytest_spapr.avocado.container.entry_points", lambda group: SimpleNamespace(names={"other"}))
-        assert run(tmp_path, "--podman=image") == 2
+        assert run(tmp_path) == 2
         assert "--podman: the package was installed before it knew of containers." in capfd.readouterr().err
 
     def test_no_podman(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
