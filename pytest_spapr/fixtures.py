@@ -164,7 +164,7 @@ def launch_machine(request: pytest.FixtureRequest, spapr_harness: Harness, spapr
 
 @pytest.fixture
 def machine(launch_machine: LaunchMachine) -> PseriesMachine:
-    """A fresh machine with a booted guest, shaped by ``@pytest.mark.spapr(...)``. Costs a boot."""
+    """A fresh machine with a booted guest, shaped by ``@pytest.mark.spapr(...)``. Costs what ``launch_machine`` says."""
     return launch_machine()
 
 

@@ -61,7 +61,7 @@ def register(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
         f"{NESTED}: the test boots an x86-64 host with an IOMMU under TCG and runs its machine in there, which takes minutes and up to "
-        "4 GiB; it runs only where -m names this mark, as ci/vfio-nested does.",
+        "3 GiB; it runs only where -m names this mark, as ci/vfio-nested does.",
     )
 
 

@@ -36,7 +36,7 @@ def add(areas: Areas, common: argparse.ArgumentParser) -> None:
         help="a machine for a person: its monitor, its guest and their consoles in one terminal",
         description="Start a machine with a guest, or a clone of one, and stay at it until you leave. What the guest and QEMU say comes "
         "as they say it.\nWhat can be typed, or piped in:\n\n" + textwrap.indent(HELP, "  "),
-        epilog="Exit status: 0, or 1 where QEMU died or a line that was piped in failed; 2 for an error.",
+        epilog="Exit status: 0, or 1 where a line that was piped in failed; 2 where QEMU died, or for an error.",
     )
     parser.add_argument("image", nargs="?", metavar="IMAGE", help="guest image (default: SPAPR_IMAGE, else debian-12)")
     parser.add_argument("--qemu", metavar="PATH|NAME", help="QEMU, as --spapr-qemu names it (default: SPAPR_QEMU)")

@@ -104,8 +104,10 @@ def _image_show(run: Run) -> None:
     for name in store.files_of(image.manifest):
         facts = image.manifest["files"][name]
         print(f"  {name:<15} {megabytes(facts['size']):>8}  sha256 {facts['sha256']}")
-    print("initramfs:")
-    for part in image.manifest["parts"]:
+    parts = image.manifest.get("parts", ())
+    if parts:
+        print("initramfs:")
+    for part in parts:
         print(f"  {part['name']:<15} {megabytes(part['size']):>8}  sha256 {part['sha256']}")
     print(f"modules: {' '.join(image.modules) or 'none'}")
     print("packages:")

@@ -29,7 +29,10 @@ BROWSERS: Final = ("chromium", "chromium-headless-shell", "chromium-browser", "g
 _FETCHING: Final = "fetching QEMU builds, guest images and toolchains"
 #: Program -> Debian's package, and what is not to be had without it.
 _PROGRAMS: Final[Mapping[str, tuple[str, str]]] = {
-    "ssh": ("openssh-client", "logging in to a machine that --spapr-keep left; ci/nightly --host"),
+    "ssh": (
+        "openssh-client",
+        "logging in to a machine that --spapr-keep left; ci/nightly --slot; scripts that exploration hands back",
+    ),
     "zstd": ("zstd", "--spapr-modules whose files are called .ko.zst"),
     "gzip": ("gzip", "--spapr-modules whose files are called .ko.gz"),
     "podman": ("podman", "ci/nightly --podman"),

@@ -105,7 +105,8 @@ def with_kernel(image: GuestImage, vmlinux: Path, modules: Path | None, cache: C
     The keys stay the image's. Without modules the kernel must have built in what the init needs. About a second.
 
     :param modules: ``.../lib/modules/RELEASE`` or a directory above it.
-    :raises ImageError: not a ppc64le vmlinux, or no modules for its release there.
+    :raises ImageError: not a ppc64le vmlinux, no modules for its release there, or an image of the user's own that does not say what it
+        is made of.
     """
     try:
         data = vmlinux.read_bytes()
@@ -113,6 +114,7 @@ def with_kernel(image: GuestImage, vmlinux: Path, modules: Path | None, cache: C
         raise ImageError(f"cannot read the kernel {vmlinux}: {error.strerror}") from error
     release = kernel.release(data, str(vmlinux))
     available = kernel.modules_below(modules, release) if modules else {}
+    _require(image, "recipe", "wanted_modules", "spare_modules")
     parts = _parts(image)
     wanted, spare = image.manifest["wanted_modules"], image.manifest["spare_modules"]
     loaded, module_tree = _modules(release, wanted, spare, available)
@@ -134,7 +136,7 @@ def with_kernel(image: GuestImage, vmlinux: Path, modules: Path | None, cache: C
 def with_files(image: GuestImage, name: str, tree: Mapping[str, cpio.Node], cache: Cache) -> GuestImage:
     """Return ``image`` with more files in its initramfs, from the cache when nothing changed. The keys stay the image's.
 
-    :param name: what it is called with them. :raises CacheError: disk full.
+    :param name: what it is called with them. :raises CacheError: disk full. :raises ImageError: the image does not say what it is made of.
     """
     parts = {**_parts(image), "files": cpio.archive(tree)}
     digest = hashlib.sha256(json.dumps(image.manifest["files"], sort_keys=True).encode() + parts["files"])
@@ -307,7 +309,17 @@ def _key_tree(fresh: keys.Keys, *, openssh: bool) -> dict[str, cpio.Node]:
     }
 
 
+def _require(image: GuestImage, *facts: str) -> None:
+    missing = [fact for fact in facts if fact not in image.manifest]
+    if missing:
+        raise ImageError(
+            f"{image.directory / store.MANIFEST} does not say what the image is made of ({', '.join(missing)}), so that nothing can be "
+            "added to it: neither --spapr-kernel nor tools for its guest. docs/images.md tells what has to be there."
+        )
+
+
 def _parts(image: GuestImage) -> dict[str, bytes]:
+    _require(image, "parts")
     data = image.initramfs.read_bytes()
     parts: dict[str, bytes] = {}
     for part in image.manifest["parts"]:

@@ -39,6 +39,17 @@ def test_a_built_image_is_listed_shown_verified_and_removed(key: str, cache: Cac
     assert cache.entries(store.KIND) == []
 
 
+def test_an_image_that_does_not_say_what_it_is_made_of_is_shown(
+    key: str, cache: Cache, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = cache.entry(store.KIND, key) / store.MANIFEST
+    path.write_text(json.dumps({fact: value for fact, value in json.loads(path.read_text()).items() if fact != "parts"}))
+    assert cli.main(["image", "show"]) == 0
+    said = capsys.readouterr().out
+    assert "vmlinux" in said
+    assert "initramfs:" not in said
+
+
 def test_a_changed_image_fails_to_verify(key: str, cache: Cache, capsys: pytest.CaptureFixture[str]) -> None:
     (cache.entry(store.KIND, key) / store.VMLINUX).write_bytes(b"ELF")
     assert cli.main(["image", "verify"]) == 2

@@ -8,6 +8,7 @@ import lzma
 import stat
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -222,6 +223,16 @@ def test_a_users_kernel_that_cannot_boot_is_refused(image: store.GuestImage, cac
         images.with_kernel(image, tmp_path / "bzImage", None, cache)
     with pytest.raises(ImageError, match="cannot read the kernel"):
         images.with_kernel(image, tmp_path / "gone", None, cache)
+
+
+def test_nothing_is_added_to_an_image_that_does_not_say_what_it_is_made_of(
+    image: store.GuestImage, cache: Cache, tmp_path: Path
+) -> None:
+    (tmp_path / "vmlinux").write_bytes(vmlinux("7.0"))
+    for fact in ("parts", "recipe", "wanted_modules"):
+        others = {name: value for name, value in image.manifest.items() if name != fact}
+        with pytest.raises(ImageError, match=rf"image.json does not say what the image is made of \({fact}\)"):
+            images.with_kernel(replace(image, manifest=others), tmp_path / "vmlinux", None, cache)
 
 
 @pytest.mark.parametrize("name", store.FILES)
