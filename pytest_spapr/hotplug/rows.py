@@ -8,11 +8,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Self, TypeVar
 
 from pytest_spapr.errors import ConfigError
 from pytest_spapr.hotplug.expectation import EventRule, Expectation
 from pytest_spapr.hotplug.outcome import Kind, Outcome, Presence, Silence
+
+_T = TypeVar("_T", bool, int, str)
+_WORDS: Final[Mapping[type, str]] = {bool: "true or false", int: "a number", str: "text"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,21 +55,21 @@ class Row:
         """
         entry = dict(data)
         try:
-            needs, lacks = frozenset(entry.pop("needs", ())), frozenset(entry.pop("lacks", ()))
+            needs, lacks = (frozenset(_features(entry, key)) for key in ("needs", "lacks"))
             kernel, versions = _bounds(entry.pop("kernel", None)), _bounds(entry.pop("qemu_version", None))
             outcome = Outcome(entry.pop("outcome"))
             expectation = Expectation(
                 kind=Kind(entry.pop("kind")),
-                situation=entry.pop("situation"),
+                situation=_typed(entry, "situation", str),
                 outcome=outcome,
                 cause=Silence(entry.pop("cause")) if "cause" in entry else None,
-                asked=entry.pop("asked"),
-                reply=entry.pop("reply", None),
-                events=tuple(EventRule(**rule) for rule in entry.pop("events", ())),
+                asked=_typed(entry, "asked", bool),
+                reply=_typed(entry, "reply", str) if "reply" in entry else None,
+                events=tuple(map(_rule, entry.pop("events", ()))),
                 qemu=Presence(entry.pop("qemu")),
                 guest=tuple(Presence(view) for view in _listed(entry.pop("guest"))),
-                waiting=entry.pop("waiting", outcome is Outcome.PENDING),
-                source=entry.pop("source"),
+                waiting=_typed(entry, "waiting", bool) if "waiting" in entry else outcome is Outcome.PENDING,
+                source=_typed(entry, "source", str),
             )
         except (KeyError, ValueError, TypeError) as error:
             missing = f"it has no {error}" if isinstance(error, KeyError) else error
@@ -123,6 +126,27 @@ def version(release: str) -> tuple[int, ...]:
     return tuple(int(number) for number in match[0].split("."))
 
 
+def _typed(table: dict[str, Any], key: str, kind: type[_T]) -> _T:
+    """Take a value out of a table. A value of another type would be a promise that never applies, or that nothing can keep."""
+    value = table.pop(key)
+    # Not isinstance: True is an int.
+    if type(value) is not kind:
+        raise TypeError(f"{key} is {value!r}, expected {_WORDS[kind]}")
+    return value
+
+
+def _features(table: dict[str, Any], key: str) -> list[str]:
+    names = table.pop(key, [])
+    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise TypeError(f"{key} is {names!r}, expected a list of names")
+    return names
+
+
+def _rule(event: Mapping[str, Any]) -> EventRule:
+    table = dict(event)
+    return EventRule(_typed(table, "name", str), **{key: _typed(table, key, int) for key in list(table)})
+
+
 def _bounds(text: object) -> str | None:
     """Return bounds that have been looked at: a bad one must not wait until its row is asked for."""
     if text is None:
@@ -145,4 +169,6 @@ def _within(release: tuple[int, ...], bounds: str) -> bool:
 
 
 def _listed(value: str | list[str]) -> list[str]:
+    if not value:
+        raise ValueError("guest is an empty list, expected at least one view")
     return [value] if isinstance(value, str) else value

@@ -23,6 +23,15 @@ QEMU_7_2 = release(7, 2)
 QEMU_11_1 = release(11, 1)
 LINUX_6_1 = "6.1.0-50-powerpc64le"
 ROWS = packaged_rows()
+GOOD = {
+    "kind": "core",
+    "situation": "x",
+    "outcome": "removed",
+    "asked": True,
+    "qemu": "absent",
+    "guest": "absent",
+    "source": "s",
+}
 
 
 def row_name(row: Row) -> str:
@@ -204,24 +213,23 @@ def test_two_fitting_rows_are_an_error_of_the_data() -> None:
         ({"outcome": "gone"}, "'gone' is not a valid Outcome"),
         ({"kind": None}, "None is not a valid Kind"),
         ({"colour": "red"}, "unknown keys: colour"),
-        ({"events": [{"nam": "DEVICE_DELETED"}]}, "nam"),
+        ({"events": [{"nam": "DEVICE_DELETED"}]}, "it has no 'name'"),
+        ({"events": [{"name": "DEVICE_DELETED", "mos": 2}]}, "mos"),
+        ({"events": [{"name": "DEVICE_DELETED", "least": "1"}]}, "least is '1', expected a number"),
+        ({"events": ["DEVICE_DELETED"]}, "contract row .* is not usable"),
+        ({"situation": 1}, "situation is 1, expected text"),
+        ({"asked": "no"}, "asked is 'no', expected true or false"),
+        ({"waiting": 1}, "waiting is 1, expected true or false"),
+        ({"reply": 5}, "reply is 5, expected text"),
+        ({"guest": []}, "guest is an empty list"),
     ],
 )
 def test_a_bad_row_is_refused_with_its_fault(change: dict[str, Any], words: str) -> None:
-    good = {
-        "kind": "core",
-        "situation": "x",
-        "outcome": "removed",
-        "asked": True,
-        "qemu": "absent",
-        "guest": "absent",
-        "source": "s",
-    }
-    assert Row.parse(good).expectation.outcome is Outcome.REMOVED
+    assert Row.parse(GOOD).expectation.outcome is Outcome.REMOVED
     with pytest.raises(ConfigError, match=words):
-        Row.parse(good | change)
+        Row.parse(GOOD | change)
     with pytest.raises(ConfigError, match="source"):
-        Row.parse({key: value for key, value in good.items() if key != "source"})
+        Row.parse({key: value for key, value in GOOD.items() if key != "source"})
 
 
 class TestUsersRows:
@@ -269,6 +277,8 @@ source = "mine"
             ("[[rows]]\nkind = 'core'", "found rows"),
             ("[[row]]\nkind = 'core'", "mine.toml: contract row .* is not usable: it has no 'outcome'"),
             ("[[row]]\nkernel = 6.1", "6.1 is not bounds"),
+            ("[[row]]\nneeds = 'MEM_UNPLUG_ERROR'", "needs is 'MEM_UNPLUG_ERROR', expected a list of names"),
+            ("[[row]]\nlacks = [1]", r"lacks is \[1\], expected a list of names"),
         ],
     )
     def test_that_cannot_be_used_are_an_error(self, tmp_path: Path, text: str, words: str) -> None:
@@ -284,8 +294,7 @@ source = "mine"
 
 def test_kernel_bounds() -> None:
     def fits(bounds: str, kernel: str) -> bool:
-        data = {"kind": "core", "situation": "x", "outcome": "removed", "asked": True, "qemu": "absent", "guest": "absent"}
-        return Row.parse(data | {"source": "s", "kernel": bounds}).fits(frozenset(), version(kernel), (11, 1))
+        return Row.parse(GOOD | {"kernel": bounds}).fits(frozenset(), version(kernel), (11, 1))
 
     assert fits(">=5.14", "5.14.0")
     assert fits(">=5.14", "6.1.0-50-powerpc64le")
