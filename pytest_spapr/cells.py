@@ -84,7 +84,7 @@ class Cell:
 
         :raises SpaprError: see ``supply_build``.
         """
-        other = replace(self.settings, qemu=replace(self.settings.qemu, value=name))
+        other = replace(self.settings, qemu=replace(self.settings.qemu, value=name, label=f"the other build {name}"))
         return supply_build(other, self.cache(), _silent())
 
     def accelerator(self) -> str:

@@ -374,12 +374,19 @@ def _parse(option: Option, value: Any, base: Path, label: str) -> Any:
         case "choice" if value not in option.choices:
             raise ConfigError(f"{label}: must be one of {', '.join(option.choices)}.")
         case "path":
-            return base / Path(value).expanduser()
+            return base / _at_home(str(value), label)
         case "place" if "/" in str(value):
-            return str(base / Path(value).expanduser())
+            return str(base / _at_home(str(value), label))
         case "size":
             return parse_size(str(value), f"{label}: ")
     return str(value)
+
+
+def _at_home(path: str, label: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{label}: there is no user with such a home directory. A file named so is ./{path}.") from error
 
 
 def _flag(text: str, label: str) -> bool:

@@ -349,7 +349,7 @@ class Machine:
         """Leave the QEMU of this machine, which has given all that it had to another one, and end it."""
         self._instance.change_places(destination)
         self._take_up(destination)
-        self._timers_stand = min(self.build.version, build.version) < _MOVES_TIMERS
+        self._timers_stand |= min(self.build.version, build.version) < _MOVES_TIMERS
         self.build = build
         if self._guest is not None and self.image is not None:
             self._guest.moved(*self._ways(self.image))

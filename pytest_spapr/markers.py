@@ -160,7 +160,7 @@ def defects(item: pytest.Item) -> list[KnownDefect]:
     for mark in marks:
         if len(mark.args) != 1 or mark.kwargs:
             raise ConfigError(f"@pytest.mark.{DEFECT} takes exactly one argument, the id of a known defect.")
-        if mark.args[0] not in KNOWN_DEFECTS:
+        if not isinstance(mark.args[0], str) or mark.args[0] not in KNOWN_DEFECTS:
             raise ConfigError(
                 f"@pytest.mark.{DEFECT} names the unknown defect {mark.args[0]!r}. Known: {', '.join(sorted(KNOWN_DEFECTS))}."
             )

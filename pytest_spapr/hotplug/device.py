@@ -73,7 +73,8 @@ class Device(ABC):
 
         The attempt that is returned has all events since the first command.
         """
-        return self._ledger.enter(self._judge(seconds).follow(attempt))
+        found = self._judge(seconds).follow(attempt)
+        return attempt if found is attempt else self._ledger.enter(found)
 
     def outlast(self, attempt: Attempt, seconds: float) -> Attempt:
         """Wait until an attempt that left the device in place is so old, without a new command, and return it as it then is.

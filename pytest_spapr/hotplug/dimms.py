@@ -100,11 +100,15 @@ class Dimms:
     def in_slot(self, slot: int) -> Dimm:
         """Return the DIMM in a slot, also one of QEMU's command line.
 
-        :raises MachineError: there is none.
+        :raises MachineError: there is none, or it has no id.
         """
         for device in self._machine.qmp.execute("query-memory-devices"):
             data = device["data"]
             if device["type"] == "dimm" and data["slot"] == slot:
+                if "id" not in data:
+                    raise MachineError(
+                        f"the DIMM in slot {slot} has no id, which device_del names it by: give it one (-device ...,id=)"
+                    )
                 drcs = tuple(drc.LMB_TYPE + (data["addr"] + offset) // LMB for offset in range(0, data["size"], LMB))
                 backend = data["memdev"].rpartition("/")[2]
                 return Dimm(self._machine, self._ledger, data["id"], drcs, data["size"] // _MIB, backend)

@@ -93,10 +93,10 @@ class Judge:
 
     def attempt(self) -> Attempt:
         """Send ``device_del`` and judge what follows."""
+        announced = self._announced()
         began = self._timeline.mark()
         self._timeline.step(f"unplug {self._device.kind} {self._device.id}")
         try:
-            announced = self._announced()
             self._machine.qmp.execute("device_del", {"id": self._device.id})
             verdict = self._unannounced(announced) or self._watch(began, known_pending=self._pending)
         except QmpRefused as error:
@@ -203,7 +203,13 @@ class Judge:
 
     def _announced(self) -> int | None:
         """Return, before a repeat, how many events the guest has been told of; None where it is no repeat or nobody can say."""
-        return self._machine.guest.hotplug_interrupts() if self._pending and self._halted() is None else None
+        if not self._pending or self._halted() is not None:
+            return None
+        try:
+            return self._machine.guest.hotplug_interrupts()
+        except MachineDied:
+            # So will the device_del, and that is an attempt.
+            return None
 
     def _unannounced(self, before: int | None) -> _Verdict | None:
         """Return the verdict if QEMU accepted a repeat and told the guest nothing: so does 5.2, for all but DIMMs."""

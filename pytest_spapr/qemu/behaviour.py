@@ -12,14 +12,13 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
 from typing import Any, Final
 
 from pytest_spapr.errors import SpaprError
+from pytest_spapr.qemu.bound import bound
 from pytest_spapr.qemu.passthrough import LONE_CONTAINER_ABORTS, NotSeen, lone_container_aborts
 from pytest_spapr.qemu.qtest import Qtest
 
@@ -53,7 +52,6 @@ BEHAVIOURS: Final[Mapping[str, Version | None]] = {
 _SECONDS: Final = 60.0
 # Longer than any timer could reasonably be, in the nanoseconds of the virtual clock.
 _AGES: Final = 3600 * 10**9
-_BOUND: Final = str(Path(__file__).with_name("bound.py"))
 # The words of the RTAS interface: PAPR 7.3.5 and 13.5.3; hw/ppc/spapr_rtas.c, spapr_drc.c and spapr_events.c.
 _ISOLATION_STATE: Final = 9001
 _UNISOLATE: Final = 1
@@ -260,7 +258,7 @@ def _machine(command: Sequence[str], env: Mapping[str, str], accelerator: str, *
             *("-chardev", f"socket,id=qtest,fd={its_qtest.fileno()}", "-qtest", "chardev:qtest", "-qtest-log", "none"),
         ]
         popen = subprocess.Popen(
-            [sys.executable, "-I", "-S", _BOUND, str(os.getpid()), *command, *arguments],
+            bound([*command, *arguments]),
             stdin=subprocess.DEVNULL,
             stdout=words,
             stderr=words,

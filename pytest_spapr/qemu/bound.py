@@ -1,4 +1,6 @@
-"""A program of its own: ``python bound.py PARENT COMMAND...`` becomes COMMAND, which is killed when the thread that started it ends.
+"""Commands that end with who started them, and the program that sees to it.
+
+``python bound.py PARENT COMMAND...`` becomes COMMAND, which is killed when the thread that started it ends.
 
 Python's ``preexec_fn`` would do this without a program, but may deadlock in a process with threads. util-linux's ``setpriv
 --pdeathsig`` is not everywhere, and does not notice a parent that died before it was asked. Costs 10 ms.
@@ -6,17 +8,24 @@ Python's ``preexec_fn`` would do this without a program, but may deadlock in a p
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import sys
 
 _PR_SET_PDEATHSIG = 1
-_CANNOT_EXECUTE = 127
+#: The exit status where COMMAND is none, as a shell's.
+CANNOT_EXECUTE = 127
+
+
+def bound(command: list[str]) -> list[str]:
+    """Return the command that becomes this one and is killed when the thread of this process that starts it ends."""
+    return [sys.executable, "-I", "-S", __file__, str(os.getpid()), *command]
 
 
 def main(parent: int, command: list[str]) -> None:
     """Bind this process to its parent and become ``command``; returns only if that cannot be executed."""
+    import ctypes  # Who only asks for a command needs none of it.
+
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         # It died before the line above: there is nobody left to be told.
@@ -32,4 +41,4 @@ def main(parent: int, command: list[str]) -> None:
 
 if __name__ == "__main__":
     main(int(sys.argv[1]), sys.argv[2:])
-    sys.exit(_CANNOT_EXECUTE)
+    sys.exit(CANNOT_EXECUTE)

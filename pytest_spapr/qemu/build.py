@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from pytest_spapr.errors import BuildError
 from pytest_spapr.qemu import behaviour, capabilities
+from pytest_spapr.qemu.bound import CANNOT_EXECUTE, bound
 from pytest_spapr.qemu.passthrough import DRIVER
 from pytest_spapr.qemu.process import exit_in_words
 
@@ -164,7 +165,7 @@ def _run(command: Sequence[str], env: Mapping[str, str], binary: Path, lines: st
     with tempfile.TemporaryFile("w+", errors="replace") as stderr:
         try:
             popen = subprocess.Popen(
-                command,
+                bound([*command]),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
@@ -194,7 +195,10 @@ def _run(command: Sequence[str], env: Mapping[str, str], binary: Path, lines: st
         if overdue.is_set():
             raise BuildError(f"{binary} did not answer QMP within {_SECONDS:g} s and was killed. {_EXPECTED}")
         stderr.seek(0)
-        return popen.returncode, stdout, stderr.read()
+        words = stderr.read()
+        if popen.returncode == CANNOT_EXECUTE and words.startswith("cannot execute"):
+            raise BuildError(f"{binary} cannot be executed: {words.strip().rpartition(': ')[2]}. {_EXPECTED}")
+        return popen.returncode, stdout, words
 
 
 def _converse(popen: subprocess.Popen[str], lines: str, last: str) -> str:

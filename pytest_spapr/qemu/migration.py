@@ -6,7 +6,7 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -67,29 +67,33 @@ def move(left: Timeline, source: Qmp, destination: Qmp, arrived: Timeline, deadl
 def move_through(file: Path, left: Timeline, source: Qmp, destination: Qmp, arrived: Timeline, deadline: Deadline) -> None:
     """Do the same with a file between the two: the destination reads nothing before the state is stored whole.
 
-    :param file: is made, readable to this user alone, as it has the guest's memory in it; it stays. :param left: the source's timeline.
+    :param file: is made, readable to this user alone, as it has the guest's memory in it; it stays, unless the move fails.
+    :param left: the source's timeline.
     :raises MachineError: also that there is such a file, or that it could not be written.
     """
     _prepare(source, destination)
+    with ExitStack() as undo:
 
-    def store(sock: socket.socket) -> None:
-        with sock.makefile("rb") as state, os.fdopen(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as to:
-            shutil.copyfileobj(state, to, _CHUNK)
+        def store(sock: socket.socket) -> None:
+            with sock.makefile("rb") as state, os.fdopen(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as to:
+                undo.callback(file.unlink, missing_ok=True)
+                shutil.copyfileobj(state, to, _CHUNK)
 
-    def load(sock: socket.socket) -> None:
-        # A QEMU that ends meanwhile says why itself.
-        with file.open("rb") as stored, suppress(BrokenPipeError, ConnectionResetError):
-            sock.sendfile(stored)
-            sock.shutdown(socket.SHUT_WR)
+        def load(sock: socket.socket) -> None:
+            # A QEMU that ends meanwhile says why itself.
+            with file.open("rb") as stored, suppress(BrokenPipeError, ConnectionResetError):
+                sock.sendfile(stored)
+                sock.shutdown(socket.SHUT_WR)
 
-    try:
-        with _ended_where_it_fails(source, left, deadline):
-            stream(source, left, "migrate", store, deadline)
-            stream(destination, arrived, "migrate-incoming", load, deadline)
-    except (QmpRefused, MachineError, MachineDied, OSError) as error:
-        if source.dead:
-            raise
-        raise MachineError(f"the machine cannot be moved through {file}: {error}") from error
+        try:
+            with _ended_where_it_fails(source, left, deadline):
+                stream(source, left, "migrate", store, deadline)
+                stream(destination, arrived, "migrate-incoming", load, deadline)
+        except (QmpRefused, MachineError, MachineDied, OSError) as error:
+            if source.dead:
+                raise
+            raise MachineError(f"the machine cannot be moved through {file}: {error}") from error
+        undo.pop_all()
 
 
 @contextmanager

@@ -6,12 +6,11 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Final
 
 from pytest_spapr.errors import SpaprError
+from pytest_spapr.qemu.bound import bound
 from pytest_spapr.timeline import Timeline
 from pytest_spapr.vfio.model import Idle
 from pytest_spapr.vfio.peer import Peer
@@ -22,7 +21,6 @@ DRIVER: Final = "vfio-user-pci"
 LONE_CONTAINER_ABORTS: Final = "vfio-lone-container-aborts"
 
 _SECONDS: Final = 60.0
-_BOUND: Final = str(Path(__file__).with_name("bound.py"))
 _MACHINE: Final = (
     "-machine",
     "pseries",
@@ -54,7 +52,7 @@ def lone_container_aborts(command: Sequence[str], env: Mapping[str, str]) -> boo
         device = {"driver": DRIVER, "bus": "alone.0", "addr": "1.0", "socket": {"type": "unix", "path": peer.address}}
         arguments = [*command, *_MACHINE, *_PHB, "-device", json.dumps(device), "-qmp", "stdio"]
         result = subprocess.run(
-            [sys.executable, "-I", "-S", _BOUND, str(os.getpid()), *arguments],
+            bound(arguments),
             input=_SAID,
             env={**os.environ, **env},
             capture_output=True,

@@ -6,17 +6,16 @@ import os
 import shlex
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import Any, Final
 
 from pytest_spapr.deadline import Deadline
 from pytest_spapr.errors import DeadlineExpired, LaunchFailed, MachineDied
+from pytest_spapr.qemu.bound import bound
 from pytest_spapr.qemu.channels import LineReader
 from pytest_spapr.qemu.flood import Flood
 from pytest_spapr.qemu.trace import parse_drc_event
@@ -26,7 +25,6 @@ _LAST_WORDS: Final = 15
 _JOIN_SECONDS: Final = 5.0
 # TCG says this once for each of its vCPU's unsupported mitigations, and again at each reset: it is no news.
 _NOISE: Final = "warning: TCG doesn't support requested feature"
-_BOUND: Final = str(Path(__file__).with_name("bound.py"))
 
 
 class QemuProcess:
@@ -60,16 +58,17 @@ class QemuProcess:
         self._exited = threading.Event()
         # Held to reap and to kill: a reaped pid may belong to somebody else.
         self._reaping = threading.Lock()
-        bound = [sys.executable, "-I", "-S", _BOUND, str(os.getpid())] if dies_with_parent else []
+        command = bound([*argv]) if dies_with_parent else [*argv]
         started: Future[subprocess.Popen[bytes]] = Future()
         self._watcher = threading.Thread(
-            target=self._live, args=([*bound, *argv], env, tuple(pass_fds), started), name="spapr-qemu-exit", daemon=True
+            target=self._live, args=(command, env, tuple(pass_fds), started), name="spapr-qemu-exit", daemon=True
         )
         self._watcher.start()
         try:
             self._popen = started.result()
-        except OSError as error:
-            raise LaunchFailed(f"cannot execute {self.command_line()}: {error.strerror}", None) from error
+        except (OSError, ValueError, RuntimeError) as error:
+            why = error.strerror if isinstance(error, OSError) else error
+            raise LaunchFailed(f"cannot execute {self.command_line()}: {why}", None) from error
 
     @property
     def pid(self) -> int:
@@ -136,7 +135,11 @@ class QemuProcess:
     def _live(
         self, command: list[str], env: Mapping[str, str], pass_fds: tuple[int, ...], started: Future[subprocess.Popen[bytes]]
     ) -> None:
-        """Be the thread that QEMU's life hangs on."""
+        """Be the thread that QEMU's life hangs on.
+
+        Whoever waits for ``started`` waits without a limit: whatever goes wrong must get there, a NUL in the command line as much as a host
+        that has no thread left.
+        """
         try:
             popen = subprocess.Popen(
                 command,
@@ -147,10 +150,16 @@ class QemuProcess:
                 pass_fds=pass_fds,
                 start_new_session=True,
             )
-        except OSError as error:
+        except BaseException as error:  # noqa: BLE001 - it is raised where started is asked
             started.set_exception(error)
             return
-        stderr = LineReader(_taken_stdout(popen), self._hear, name="qemu")
+        try:
+            stderr = LineReader(_taken_stdout(popen), self._hear, name="qemu")
+        except BaseException as error:  # noqa: BLE001 - as above
+            _kill_session(popen.pid)
+            popen.wait()
+            started.set_exception(error)
+            return
         self._timeline.follow(stderr.catch_up)
         started.set_result(popen)
         self._bury(popen, stderr)

@@ -202,7 +202,7 @@ class Qmp:
     def give(self, descriptor: int, name: str) -> None:
         """Give QEMU a copy of a file descriptor, which commands refer to by ``name`` from then on (``getfd``).
 
-        :raises QmpRefused: QEMU did not take it.
+        :raises QmpRefused: QEMU did not take it. :raises MachineDied: QEMU ended, before or meanwhile.
         """
         self._send(descriptor)
         self.execute("getfd", {"fdname": name})
@@ -211,7 +211,7 @@ class Qmp:
     def lent(self, descriptor: int) -> Iterator[str]:
         """Let QEMU have a copy of a file descriptor for the ``with`` block: the path by which commands open it (``add-fd``).
 
-        :raises QmpRefused: QEMU did not take it.
+        :raises QmpRefused: QEMU did not take it. :raises MachineDied: QEMU ended, before or meanwhile.
         """
         self._send(descriptor)
         number = self.execute("add-fd")["fdset-id"]
@@ -227,7 +227,12 @@ class Qmp:
         async def send() -> None:
             self._client.send_fd_scm(descriptor)
 
-        self._loop.run(send(), Deadline(self._seconds))
+        if self._timeline.ended is not None:
+            raise self._timeline.ended.with_traceback(None)
+        try:
+            self._loop.run(send(), Deadline(self._seconds))
+        except (QMPError, OSError, EOFError) as error:
+            raise self._broken("the sending of a descriptor", error) from None
 
     @property
     def dead(self) -> bool:

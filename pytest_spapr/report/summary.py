@@ -16,6 +16,8 @@ from pytest_spapr.report.artefacts import Launch
 
 if TYPE_CHECKING:
     from pytest_spapr.coverage.replay import Driven
+    from pytest_spapr.hotplug.outcome import Outcome
+    from pytest_spapr.hotplug.pseries import PseriesMachine
 
 _TIGHTEST = 3
 _HOWS = {"ahead": "cloned ahead", "clone": "cloned", "boot": "booted"}
@@ -61,7 +63,7 @@ def facts(launches: Sequence[Launch]) -> Facts:
         machines=len(launches),
         starts=[(one.how, one.seconds) for one in launches if one.machine is not None and one.machine.has_guest],
         whys=[one.why for one in launches if one.why is not None],
-        outcomes=dict(Counter(str(attempt.outcome) for machine in machines for attempt in machine.attempts)),
+        outcomes=dict(Counter(str(outcome) for machine in machines for outcome in _outcomes(machine))),
         defects=[],
         margins=_tightest(waits),
         artefacts=None,
@@ -71,6 +73,11 @@ def facts(launches: Sequence[Launch]) -> Facts:
         unrecorded=[],
         drc=_driven(launches),
     )
+
+
+def _outcomes(machine: PseriesMachine) -> Iterable[Outcome]:
+    """Return what became of each attempt in the end: one that was followed has several verdicts."""
+    return {(attempt.device, attempt.began): attempt.outcome for attempt in machine.attempts}.values()
 
 
 def _driven(launches: Sequence[Launch]) -> Driven:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -100,16 +101,23 @@ class StubMachine:
         self.ended = ""
 
     def unplug(self, outcome: str) -> Attempt:
-        made = attempt(Outcome(outcome))
+        made = self._attempt(Outcome(outcome))
         self.timeline.step("unplug core1")
-        self.attempts.append(made)
         for observer in self.observers:
             observer(made)
         return made
 
+    def _attempt(self, outcome: Outcome) -> Attempt:
+        self.attempts.append(replace(attempt(outcome), began=len(self.attempts)))
+        return self.attempts[-1]
+
+    def follow(self, one: Attempt, outcome: str) -> None:
+        """Have another verdict on an attempt."""
+        self.attempts.append(replace(one, outcome=Outcome(outcome)))
+
     def die(self) -> None:
         """End as a QEMU does that crashes, and fail as every wait does then."""
-        self.attempts.append(attempt(Outcome.REMOVED))
+        self._attempt(Outcome.REMOVED)
         error = MachineDied("QEMU was killed by SIGSEGV", -11, ("a last word",))
         self.timeline.record(Lane.STDERR, "a last word")
         self.timeline.end(error)

@@ -115,6 +115,7 @@ def test_the_options_shape_what_a_test_leaves_open(pytester: pytest.Pytester, sh
         ("spapr(firmware='bios')", "*firmware*"),
         ("spapr(start='copy')", "@pytest.mark.spapr: start must be one of clone, boot, got 'copy'."),
         ("spapr_defect('no-such')", "@pytest.mark.spapr_defect names the unknown defect 'no-such'. Known: *tcg-core-removal*"),
+        ("spapr_defect(['no-such'])", "@pytest.mark.spapr_defect names the unknown defect [[]'no-such']. Known: *"),
         ("spapr_defect", "@pytest.mark.spapr_defect takes exactly one argument, the id of a known defect."),
     ],
 )

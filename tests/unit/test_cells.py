@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from pytest_spapr import config
 from pytest_spapr.cells import make_cells
+from pytest_spapr.errors import SpaprError
 
 
 def ids(**named: object) -> list[str]:
     return [cell.id for cell in make_cells(config.read_cells(named, environment={}))]
+
+
+def test_another_build_that_is_not_there_is_the_one_that_is_named(tmp_path: Path) -> None:
+    (cell,) = make_cells(config.read_cells({"qemu": ["7.2"], "cache_dir": str(tmp_path)}, environment={}))
+    with pytest.raises(SpaprError, match=r"^the other build nosuch: no packaged build has this name"):
+        cell.other_build("nosuch")
 
 
 def test_a_single_cell_needs_no_name() -> None:

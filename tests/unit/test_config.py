@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -145,6 +146,15 @@ def pairs(
 def test_each_build_is_paired_with_each_image_and_those_of_a_build_stay_together() -> None:
     named: dict[str, object] = {"qemu": ["7.2", "11.1"], "image": ["debian-13", "debian-12"]}
     assert pairs(named) == [("7.2", "debian-13"), ("7.2", "debian-12"), ("11.1", "debian-13"), ("11.1", "debian-12")]
+
+
+@pytest.mark.parametrize(
+    ("named", "label"),
+    [({"qemu": ["~no-such-user/qemu"]}, "--spapr-qemu"), ({"cache_dir": "~no-such-user/x"}, "--spapr-cache-dir")],
+)
+def test_a_home_directory_of_nobody_is_refused(named: dict[str, Any], label: str) -> None:
+    with pytest.raises(ConfigError, match=f"{label}=~no-such-user/.*: there is no user with such a home directory"):
+        config.read_cells(named, environment={})
 
 
 def test_several_may_come_from_anywhere_and_replace_those_below() -> None:

@@ -353,6 +353,34 @@ def test_a_repeat_that_the_guest_is_not_told_of_needs_no_waiting() -> None:
     assert "no hotplug interrupt came" in done.evidence[0]
 
 
+def test_a_repeat_begins_with_its_command() -> None:
+    def answer(machine: ScriptedMachine) -> int:
+        machine.timeline.record(Lane.QMP, "<- query-status")
+        return machine.interrupts
+
+    def script(machine: ScriptedMachine) -> None:
+        machine.timeline.record(Lane.QMP, "<- device_del")
+
+    machine = ScriptedMachine(script)
+    machine.pending = True
+    machine.guest.hotplug_interrupts = lambda: answer(machine)
+    done = judge(machine, seconds=60).attempt()
+    heard = [record.text for record in machine.timeline.since(done.began, Lane.QMP)]
+    assert heard[0] == "<- device_del", "its age counts from the first answer"
+
+
+def test_a_qemu_that_dies_before_a_repeat_has_crashed() -> None:
+    def die() -> int:
+        machine.timeline.end(died)
+        raise died
+
+    died = MachineDied("QEMU was killed by SIGSEGV", -11, ())
+    machine = ScriptedMachine(lambda m: None)
+    machine.pending = True
+    machine.guest.hotplug_interrupts = die
+    assert judge(machine).attempt().outcome is Outcome.CRASHED
+
+
 def test_a_pending_core_is_asked_again_without_a_new_trace() -> None:
     def script(machine: ScriptedMachine) -> None:
         machine.interrupts += 1

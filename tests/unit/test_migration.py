@@ -217,3 +217,4 @@ def test_another_ones_file_is_not_written_over(tmp_path: Path) -> None:
 def test_what_went_wrong_on_the_way_through_a_file_is_told(tmp_path: Path, both: Storing, words: str) -> None:
     with pytest.raises(MachineError, match=rf"cannot be moved through {tmp_path}/state: .*{words}"):
         both.move(tmp_path / "state")
+    assert list(tmp_path.iterdir()) == [], "another try finds no file in its way"

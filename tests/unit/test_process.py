@@ -18,6 +18,7 @@ import pytest
 from pytest_spapr.deadline import Deadline
 from pytest_spapr.errors import DeadlineExpired, LaunchFailed, MachineDied
 from pytest_spapr.qemu import bound
+from pytest_spapr.qemu import process as process_module
 from pytest_spapr.qemu.process import QemuProcess, exit_in_words
 from pytest_spapr.timeline import Lane, Record, Timeline
 
@@ -219,6 +220,28 @@ class TestStart:
     def test_a_program_that_is_not_there_and_would_be_kept(self, timeline: Timeline) -> None:
         with pytest.raises(LaunchFailed, match="cannot execute /no/such/qemu: No such file or directory"):
             QemuProcess(["/no/such/qemu"], timeline, env={}, dies_with_parent=False)
+
+    @pytest.mark.parametrize("dies_with_parent", [True, False])
+    def test_a_command_line_that_no_system_takes(self, timeline: Timeline, dies_with_parent: bool) -> None:
+        with pytest.raises(LaunchFailed, match=r"cannot execute .*: embedded null byte"):
+            QemuProcess(["qemu", "-append", "a\0b"], timeline, env={}, dies_with_parent=dies_with_parent)
+
+    def test_a_host_without_a_thread_left_keeps_no_process(self, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+        def none_left(*_: object, **__: object) -> None:
+            raise RuntimeError("can't start new thread")
+
+        monkeypatch.setattr(process_module, "LineReader", none_left)
+        killed: list[int] = []
+
+        def kill(leader: int) -> None:
+            killed.append(leader)
+            os.killpg(leader, signal.SIGKILL)
+
+        monkeypatch.setattr(process_module, "_kill_session", kill)
+        with pytest.raises(LaunchFailed, match="can't start new thread"):
+            start("sleep 60")
+        with pytest.raises(ProcessLookupError):
+            os.kill(killed[0], 0)
 
     def test_nothing_of_it_stays_behind(self, start: Start) -> None:
         threads, descriptors = set(threading.enumerate()), fake_qemu.descriptors()

@@ -202,6 +202,26 @@ def test_a_descriptor_that_is_not_taken(bench: Bench) -> None:
         qmp.give(theirs.fileno(), "state")
 
 
+def test_a_descriptor_for_a_qemu_that_has_ended(bench: Bench) -> None:
+    qmp = bench.connect()
+    bench.timeline.end(MachineDied("QEMU was killed by SIGSEGV", -11, ()))
+    ours, theirs = socket.socketpair()
+    with ours, theirs, pytest.raises(MachineDied, match="SIGSEGV"):
+        qmp.give(theirs.fileno(), "state")
+
+
+def test_a_descriptor_for_a_monitor_that_broke_off(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: object) -> None:
+        bench.timeline.end(MachineDied("QEMU was killed by SIGSEGV", -11, ()))
+        raise BrokenPipeError
+
+    qmp = bench.connect()
+    monkeypatch.setattr(qmp._client, "send_fd_scm", broken)
+    ours, theirs = socket.socketpair()
+    with ours, theirs, pytest.raises(MachineDied, match="SIGSEGV"):
+        qmp.give(theirs.fileno(), "state")
+
+
 def test_commands_from_many_threads(bench: Bench) -> None:
     qmp = bench.connect()
     answers: list[Any] = []

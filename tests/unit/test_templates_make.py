@@ -305,9 +305,15 @@ def test_a_death_that_machines_that_were_booted_die_too_is_not_the_clones_fault(
     cache: Cache, plan: Any, monkeypatch: pytest.MonkeyPatch, defect: str | None, sound: bool
 ) -> None:
     monkeypatch.setattr(make, "crash_defect", lambda machine: defect)
-    plan["unplug"] = Outcome.CRASHED
-    with nullcontext() if sound else pytest.raises(NoTemplate, match="its core is crashed where it should be removed"):
-        asked(cache).close()
+    for step, how, why in (
+        ("unplug", Outcome.CRASHED, "its core is crashed where it should be removed"),
+        ("plug", dead(signal.SIGSEGV), f"{UNSOUND}QEMU .* was killed by SIGSEGV"),
+    ):
+        plan.clear()
+        plan[step] = how
+        with nullcontext() if sound else pytest.raises(NoTemplate, match=why):
+            asked(cache).close()
+        store.remove(cache, key_for(build(), SPEC, image()))
 
 
 @pytest.mark.parametrize(
@@ -331,6 +337,8 @@ def test_a_death_that_machines_that_were_booted_die_too_is_not_the_clones_fault(
         ("save", OSError(5, "Input/output error"), "the cache .* cannot be used: .*Input/output error"),
         ("restore", LAUNCH, "QEMU does not start"),
         ("plug", dead(signal.SIGBUS), "which has less left"),
+        ("save", dead(signal.SIGKILL), "something on this host killed QEMU, as Linux does where memory is short: QEMU"),
+        ("plug", dead(signal.SIGKILL), "something on this host killed QEMU"),
     ],
     ids=lambda value: value if isinstance(value, str) and " " not in value else None,
 )
