@@ -53,14 +53,19 @@ class Moment:
                 return "refusal: last online CPU" if "CPU 0 offline" in self.faults and not others else "removal"
             case Kind.DIMM:
                 if held.of_boot:
-                    # Of several LMBs the guest may give up the first ones: then it is a refusal, of which no row speaks.
-                    return "silence: memory of the boot" if len(device.drcs) == 1 else None
+                    # Linux takes what it keeps from the top of its memory (memblock): it may give up all LMBs but the highest one,
+                    # and where that has others below it in its DIMM, it is a refusal, of which no row speaks.
+                    return "silence: memory of the boot" if device.drcs == (self._top_of_boot(),) else None
                 return "silence: first LMB refused" if "offline refused" in self.faults else "removal"
         if isinstance(device, PciDevice) and device.function:
             return "silence: function 0 stays"
         if "rtas_errd killed" in self.faults:
             return "silence: rtas_errd absent"
         return "silence: drmgr locked" if "drmgr locked" in self.faults else "removal"
+
+    def _top_of_boot(self) -> int:
+        """Return the DRC index of the highest LMB of all DIMMs that the guest has booted with."""
+        return max(max(held.device.drcs) for held in self.devices.values() if held.of_boot and held.device.kind is Kind.DIMM)
 
     def _lasts(self, held: Held) -> bool:
         """Return whether what keeps a device from going still does."""

@@ -551,3 +551,12 @@ def test_a_page_that_cannot_be_written_hides_nothing_of_the_failure(
         ]
     )
     assert (left(pytester) / "timeline.jsonl").exists()
+
+
+def test_an_attempt_that_was_followed_counts_once_with_what_came_of_it(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("""
+        def test_it(machine):
+            machine.unplug("removed")
+            machine.follow(machine.unplug("pending"), "removed")
+    """)
+    pytester.runpytest().stdout.fnmatch_lines(["attempts           2 removed"])
