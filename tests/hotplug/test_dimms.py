@@ -100,6 +100,14 @@ def test_dimms_of_two_numa_nodes_are_theirs_also_after_a_reboot(machine: Pseries
     assert abs(guest.memory.total() - before) < LMB // 8
 
 
+def test_only_the_highest_memory_of_a_boot_keeps_its_dimm(machine: PseriesMachine, contract: Contract) -> None:
+    """M04, M37: Linux takes what it keeps of its boot from the top down; the DIMM below is given up."""
+    lower, higher = machine.dimms.plug(), machine.dimms.plug()
+    machine.reset()
+    assert lower.unplug() == contract.removal(lower)
+    assert higher.unplug() == contract.silence(higher, cause="memory of the boot")
+
+
 @pytest.mark.spapr(kernel_args="movable_node")
 @pytest.mark.spapr_slow
 @pytest.mark.parametrize("count", [2, 32])
