@@ -53,7 +53,7 @@ class LaunchMachine(Protocol):
     ) -> PseriesMachine:
         """Start one more machine for this test; it ends with the test.
 
-        Costs 0.1 s for a clone, whose template costs a boot and 3 s once; a boot costs 3 s (VOF) to 9 s (SLOF) under TCG; without an
+        Costs 0.1 s for a clone, whose template costs a boot and 3 s once; a boot costs 2 s (VOF) to 7 s (SLOF) under TCG; without an
         image it is 0.1 s.
 
         :param image: another guest image, or None for a machine that has none and stays in its firmware.
