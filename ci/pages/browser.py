@@ -35,7 +35,7 @@ def chromium() -> Iterator[Browser]:
     try:
         from playwright.sync_api import sync_playwright
     except ImportError as error:
-        raise NoBrowser("playwright is not installed: pip install playwright") from error
+        raise NoBrowser("playwright is not installed: pip install playwright, which PyPI has not for ppc64le") from error
     program = found()
     if program is None:
         raise NoBrowser(f"none of {', '.join(BROWSERS)} is on PATH: install one, or {VARIABLE}=$(python -m ci.pages.fetch)")

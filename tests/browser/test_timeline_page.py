@@ -41,7 +41,8 @@ def view(page: Page) -> tuple[float, float]:
 
 
 def rows(page: Page) -> list[str]:
-    return page.locator("#rows .row .words").all_text_contents()
+    found: list[str] = page.locator("#rows .row .words").all_text_contents()
+    return found
 
 
 def counted(page: Page, text: str) -> None:

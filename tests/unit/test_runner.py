@@ -105,10 +105,16 @@ class TestPayload:
 class TestWheels:
     def test_all_that_the_package_needs_at_run_time_and_no_more(self) -> None:
         project = tomllib.loads((wheels.ROOT / "pyproject.toml").read_text())["project"]
-        extras = [f"{line}; extra == 'dev'" for line in project["optional-dependencies"]["dev"]]
+        tools = [line.partition(";") for line in project["optional-dependencies"]["dev"]]
+        extras = [f"{tool}; {f'({marker}) and ' if marker else ''}extra == 'dev'" for tool, _, marker in tools]
         found = wheels.required([*project["dependencies"], *extras])
         assert {"pytest", "pluggy", "paramiko", "invoke", "bcrypt", "cryptography", "cffi", "qemu-qmp", "pycdlib"} <= found
         assert found.isdisjoint({"ruff", "mypy", "sphinx", "hypothesis", "pytest-xdist", "six"})
+
+    def test_tools_of_which_it_has_no_wheel_are_not_asked_for(self) -> None:
+        tools = tomllib.loads((wheels.ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["dev"]
+        assert {"ruff", "mypy"} <= (asked := set(wheels._asked(tools)))
+        assert "playwright" not in asked
 
     def test_one_that_is_not_installed_is_named(self) -> None:
         with pytest.raises(wheels.NoWheels, match="no-such-package is not installed"):
