@@ -11,6 +11,7 @@ from pathlib import Path
 from shlex import join
 from typing import Final
 
+from pytest_spapr import tar
 from pytest_spapr.cache import Cache
 from pytest_spapr.deadline import Budgets
 from pytest_spapr.errors import SpaprError
@@ -74,11 +75,11 @@ class Runner:
     def fetch(self, directory: Path) -> None:
         """Bring /results of the runner to a directory here.
 
-        :raises SpaprError: it does not give them.
+        :raises SpaprError: it does not give them. :raises tarfile.TarError: what it gives are no results.
         """
         packed = self._machine.guest.run("tar -c -C /results . | gzip | base64", seconds=BUDGETS.boot).check().stdout
         with tarfile.open(fileobj=io.BytesIO(base64.b64decode(packed)), mode="r:gz") as archive:
-            archive.extractall(directory, filter="data")
+            tar.unpack(archive, directory)
 
     def leave_record(self, directory: Path) -> None:
         """Write what was seen of the runner itself: its console, its kernel's log, its timeline."""

@@ -7,6 +7,7 @@ import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from pytest_spapr import tar
 from pytest_spapr.cache import cache_errors
 from pytest_spapr.debian.apt import Package
 from pytest_spapr.errors import VerificationError
@@ -75,20 +76,10 @@ def apply(patch: Sequence[str], tree: Path, file: Path) -> str | None:
 
 def _extract(archive: Path, directory: Path, progress: Progress) -> None:
     progress.update(0, 1, archive.name)
-    directory.mkdir(parents=True, exist_ok=True)
-    root = directory.resolve()
     try:
         with tarfile.open(archive) as stream:
-            # The checks are below: filters came only with Python 3.11.4, and later ones want to hear about them.
-            stream.extraction_filter = getattr(tarfile, "fully_trusted_filter", None)
-            for member in stream:
-                path = directory / member.name
-                inside = ".." not in path.parts and path.parent.resolve().is_relative_to(root)
-                if not inside or not (member.isfile() or member.isdir() or member.issym()):
-                    raise VerificationError(f"{archive} has a member that is none of a source tree's: {member.name}")
-                if path.is_symlink():
-                    path.unlink()
-                member.mode &= 0o777
-                stream.extract(member, directory, set_attrs=not member.isdir())
+            tar.unpack(stream, directory)
+    except tar.WrongMember as member:
+        raise VerificationError(f"{archive} has a member that is none of a source tree's: {member}") from member
     except tarfile.TarError as error:
         raise VerificationError(f"{archive} is not a whole archive: {error}") from error

@@ -8,19 +8,23 @@ import os
 import re
 import stat
 import subprocess
+import tarfile
 import tomllib
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from ci.runner import __main__ as command
 from ci.runner import payload, verdict, wheels
-from ci.runner.machine import IMAGE, SPEC, forget_others
+from ci.runner.machine import IMAGE, SPEC, Runner, forget_others
 from pytest_spapr.cache import Cache
 from pytest_spapr.errors import MachineError, SpaprError
+from pytest_spapr.guest.completed import Completed
 from pytest_spapr.images import recipe, store
 from pytest_spapr.progress import NullProgress
 from pytest_spapr.templates import store as templates
@@ -185,6 +189,38 @@ def test_images_and_templates_with_an_older_payload_go(tmp_path: Path) -> None:
     os.close(descriptor)
     assert {entry.key for entry in cache.entries(templates.KIND)} == {"used", "another"}
     assert {entry.key for entry in cache.entries(store.KIND)} == {"ppc64-runner-1", "ppc64-runner+payload-2"}
+
+
+def without_filter(method: Callable[..., object]) -> Callable[..., object]:
+    def called(*arguments: object, **options: object) -> object:
+        if "filter" in options:
+            raise TypeError("an unexpected keyword argument 'filter'")
+        return method(*arguments, **options)
+
+    return called
+
+
+@pytest.mark.parametrize("filters", [True, False], ids=["filters", "3.11.2"])
+def test_results_are_brought_whatever_this_python_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, filters: bool) -> None:
+    """Debian 12's own Python has no filters for archives."""
+    if not filters:
+        for name in ("extract", "extractall"):
+            monkeypatch.setattr(tarfile.TarFile, name, without_filter(getattr(tarfile.TarFile, name)))
+    (tmp_path / "there" / "artefacts").mkdir(parents=True)
+    (tmp_path / "there" / "artefacts" / "run").write_text("x")
+    (tmp_path / "there" / "artefacts" / "run").chmod(0o750)
+    (tmp_path / "there" / "latest").symlink_to("artefacts")
+
+    def run(command: str, **_: object) -> Completed:
+        here = command.replace("/results", str(tmp_path / "there"))
+        done = subprocess.run(["sh", "-c", here], capture_output=True, text=True, check=True)
+        return Completed(command, 0, done.stdout, "")
+
+    machine: Any = SimpleNamespace(machine=SimpleNamespace(guest=SimpleNamespace(run=run)))
+    launch: Any = None
+    Runner(machine, launch).fetch(tmp_path / "here")
+    assert (tmp_path / "here" / "latest" / "run").read_text() == "x"
+    assert stat.S_IMODE((tmp_path / "here" / "artefacts" / "run").stat().st_mode) == 0o750
 
 
 def test_what_cannot_be_run_is_told_with_status_2(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
