@@ -227,7 +227,12 @@ class AptState:
         :raises MirrorError: the mirror does not have it, e.g. because the lists are older than its last update.
         :raises CacheError: the disk is full.
         """
-        missing = [package for package in packages if not self._is_whole(package)]
+        # The directory is that of all suites of the architecture: another run may be in the midst of writing the same file.
+        with self._cache.lock(f"packages-{self.architecture}", self._progress):
+            self._download([package for package in packages if not self._is_whole(package)], attempts)
+        return [self._packages / package.file for package in packages]
+
+    def _download(self, missing: Sequence[Package], attempts: int) -> None:
         if missing:
             size = sum(package.size for package in missing)
             self._cache.require_space(size + size // 10, f"downloading {len(missing)} packages")
@@ -246,7 +251,6 @@ class AptState:
                     f"{package.file} from {self.mirror} does not have the size and SHA256 that the signed index gives "
                     f"({package.size} bytes, {package.sha256}). Nothing of it was used."
                 )
-        return [self._packages / package.file for package in packages]
 
     def _source_command(self, name: str) -> list[str]:
         return [*(["-t", self._target] if self._target else []), "--download-only", "source", name]

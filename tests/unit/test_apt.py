@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,9 +26,12 @@ Make = Callable[..., AptState]
 class Heard(NullProgress):
     def __init__(self) -> None:
         self.phases: list[str] = []
+        self.waits = threading.Event()
 
     def phase(self, text: str) -> None:
         self.phases.append(text)
+        if text.startswith("waiting"):
+            self.waits.set()
 
 
 @pytest.fixture
@@ -61,6 +66,24 @@ def test_packages_come_with_all_that_they_depend_on(make: Make) -> None:
     assert sorted((package.name, package.version) for package in packages) == [("lib", "1.0"), ("tool", "2:1.0-1~x")]
     debs = dict(zip([package.name for package in packages], apt.download(packages), strict=True))
     assert debs["tool"].read_bytes() == CONTENT
+
+
+def test_what_another_run_is_writing_is_waited_for(make: Make, tmp_path: Path, archive: Archive, heard: Heard) -> None:
+    apt, cache = make(), Cache(tmp_path / "cache")
+    apt.update()
+    packages = [package for package in apt.resolve(["tool"]) if package.name == "tool"]
+    shutil.rmtree(archive.root / "pool")
+    found: list[Path] = []
+    second = threading.Thread(target=lambda: found.extend(apt.download(packages)))
+    # As of other suites, whose packages are in the same directory.
+    with cache.lock("packages-amd64"):
+        path = cache.entry("packages", "amd64") / packages[0].file
+        path.write_bytes(CONTENT[:10])
+        second.start()
+        assert heard.waits.wait(20)
+        path.write_bytes(CONTENT)
+    second.join(20)
+    assert found == [path]
 
 
 def test_what_was_downloaded_is_not_fetched_again(make: Make, archive: Archive, heard: Heard) -> None:
