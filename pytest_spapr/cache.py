@@ -2,7 +2,8 @@
 
 ::
 
-    ROOT/<kind>/<key>/     an entry; appears by one rename, so a killed run leaves nothing that is taken for whole
+    ROOT/<kind>/<key>/     an entry; appears by one rename, so a killed run leaves nothing that is taken for whole;
+                           locked (flock, shared) by those who must not lose it
     ROOT/tmp/              entries being made; what a killed run left here is swept by the next one that makes the same entry
     ROOT/locks/
 
@@ -12,13 +13,14 @@ The directories are private to their owner: an image holds a private key.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import re
 import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +30,8 @@ from pytest_spapr.errors import CacheError
 from pytest_spapr.progress import NullProgress, Progress
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+~-]*")
+# More than there are runs; not for ever on a file system that has no lasting inode numbers.
+_LOOKS = 100
 _RELOCATE = "Set SPAPR_CACHE_DIR to a directory"
 
 
@@ -160,6 +164,43 @@ class Cache:
             shutil.rmtree(scratch, ignore_errors=True)
         return True
 
+    @contextmanager
+    def using(self, kind: str, key: str) -> Iterator[None]:
+        """Have :meth:`remove_unused` leave an entry alone while the ``with`` block runs; any number of runs may.
+
+        :raises CacheError: another run has removed it, or it cannot be locked.
+        """
+        directory = self.entry(kind, key)
+        with cache_errors(directory):
+            descriptor = lock_directory(directory, fcntl.LOCK_SH)
+        if descriptor is None:
+            raise CacheError(f"{directory} was removed when it was to be used: try again.")
+        try:
+            yield
+        finally:
+            os.close(descriptor)
+
+    def remove_unused(self, kind: str, key: str, wait: Progress | None = None) -> bool:
+        """Remove an entry that nobody is :meth:`using`; return False if somebody is.
+
+        :param wait: wait for those who do, and say so.
+        """
+        directory = self.entry(kind, key)
+        with cache_errors(directory):
+            try:
+                descriptor = lock_directory(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if wait is None:
+                    return False
+                wait.phase(f"waiting for another run that uses {kind}/{key}")
+                descriptor = lock_directory(directory, fcntl.LOCK_EX)
+            if descriptor is not None:
+                try:
+                    self.remove(kind, key)
+                finally:
+                    os.close(descriptor)
+        return True
+
     def require_space(self, size: int, what: str) -> None:
         """Check that ``size`` bytes fit.
 
@@ -179,6 +220,28 @@ class Cache:
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         for part in reversed([directory, *directory.relative_to(self.root).parents]):
             (self.root / part).mkdir(mode=0o700, exist_ok=True)
+
+
+def lock_directory(directory: Path, how: int) -> int | None:
+    """Lock the directory and return its descriptor, None if there is no such directory.
+
+    What was removed while this waited for the lock is another directory: then it looks once more.
+
+    :param how: as for ``fcntl.flock``. :raises OSError: it cannot be opened or locked, or is another one each time.
+    """
+    for _ in range(_LOOKS):
+        try:
+            descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return None
+        with ExitStack() as hold:
+            hold.callback(os.close, descriptor)
+            fcntl.flock(descriptor, how)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), directory.lstat()):
+                    hold.pop_all()
+                    return descriptor
+    raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(directory))
 
 
 @contextmanager

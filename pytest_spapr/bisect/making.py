@@ -7,6 +7,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -67,10 +68,11 @@ class Making:
         except OSError as error:
             raise BuildError("it has no file VERSION: this is no tree of QEMU") from error
         how = recipe.for_tree(version)
-        tools = toolchain.obtain(how.toolchain, store.architecture(), cache, mirror, progress)
-        # ninja does not watch this file: a commit whose configure differs is configured anew.
-        stamp = file_sha256(root / "src/configure")
-        return Maker(root, tools, "a tree of git", how, progress, stamp=stamp).make(root / "src", self.jobs)
+        with ExitStack() as hold:
+            tools = toolchain.obtain(how.toolchain, store.architecture(), cache, mirror, progress, hold)
+            # ninja does not watch this file: a commit whose configure differs is configured anew.
+            stamp = file_sha256(root / "src/configure")
+            return Maker(root, tools, "a tree of git", how, progress, stamp=stamp).make(root / "src", self.jobs)
 
     def _kernel(self, root: Path, progress: Progress) -> Path:
         assert self.config is not None

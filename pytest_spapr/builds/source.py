@@ -18,6 +18,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -76,10 +77,11 @@ def build(
     architecture = store.architecture()
     recipe = RECIPES[source]
     digests = [{"name": patch.name, "sha256": hashlib.sha256(contents(patch)).hexdigest()} for patch in patches]
-    tools = toolchain.obtain(recipe.toolchain, architecture, cache, mirror, progress)
-    debian = _obtain(source, architecture, tools, cache, mirror, progress)
     place = f"{source}-{architecture}"
-    with cache.lock(f"{TREES}-{place}", progress):
+    with ExitStack() as hold:
+        tools = toolchain.obtain(recipe.toolchain, architecture, cache, mirror, progress, hold)
+        debian = _obtain(source, architecture, tools, cache, mirror, progress, hold)
+        hold.enter_context(cache.lock(f"{TREES}-{place}", progress))
         root = cache.directory(TREES, place)
         maker = Maker(root, tools, debian.manifest["version"], recipe, progress)
         tree = PatchedTree(root, debian.pristine, [tools.tool("patch")])
@@ -128,9 +130,9 @@ def trees(cache: Cache) -> list[Entry]:
 
 
 def remove_tree(cache: Cache, entry: Entry, progress: Progress) -> None:
-    """Remove one of :func:`trees`, after a build that uses it."""
+    """Remove one of :func:`trees`, after the builds that use it."""
     with cache.lock(f"{entry.kind}-{entry.key}", progress):
-        cache.remove(entry.kind, entry.key)
+        cache.remove_unused(entry.kind, entry.key, wait=progress)
 
 
 def require_buildable(cache: Cache) -> None:
@@ -154,9 +156,18 @@ def _check(source: str, name: str, cache: Cache) -> None:
 
 
 def _obtain(
-    source: str, architecture: str, tools: Toolchain, cache: Cache, mirror: Callable[[], str], progress: Progress
+    source: str,
+    architecture: str,
+    tools: Toolchain,
+    cache: Cache,
+    mirror: Callable[[], str],
+    progress: Progress,
+    hold: ExitStack,
 ) -> _Source:
-    """Return Debian's source, from the cache or else from the mirror, verified by apt against the suite's signed index."""
+    """Return Debian's source, from the cache or else from the mirror, verified by apt against the suite's signed index.
+
+    :param hold: nobody removes it before this is closed.
+    """
     key = f"qemu-{source}"
     with cache.lock(f"{KIND}-{key}", progress):
         entry = cache.entry(KIND, key)
@@ -174,6 +185,7 @@ def _obtain(
                     facts = {"format": _FORMAT, "version": version_of(files), "files": digests, "firmware": version}
                     with cache_errors(scratch):
                         (scratch / _MANIFEST).write_text(json.dumps(facts, indent=1))
+        hold.enter_context(cache.using(KIND, key))
         manifest = json.loads((entry / _MANIFEST).read_text())
         return _Source(entry / "pristine", entry / "firmware", manifest)
 

@@ -13,7 +13,6 @@ Of machines that cannot be cloned there is only a template.json, which says why.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import json
@@ -24,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from pytest_spapr.cache import Cache, Entry, cache_errors
+from pytest_spapr.cache import Cache, Entry, lock_directory
 from pytest_spapr.errors import CacheError, SpaprError
 from pytest_spapr.qemu.snapshot import Snapshot
 from pytest_spapr.templates.key import FORMAT
@@ -35,8 +34,6 @@ MANIFEST, RAM, DEVICES, BOOT = "template.json", "ram", "devices", "boot.jsonl"
 #: What of a boot a clone's timeline begins with.
 GUEST_LANES: Final = (Lane.CONSOLE, Lane.KERNEL, Lane.SERVICE)
 _HASHED: Final = (DEVICES, BOOT)
-# More than there are runs; not for ever on a file system that has no lasting inode numbers.
-_LOOKS: Final = 100
 
 
 class NoTemplate(SpaprError):
@@ -108,7 +105,7 @@ def find(cache: Cache, key: str) -> Template | None:
     """
     directory = cache.entry(KIND, key)
     try:
-        descriptor = _locked(directory, fcntl.LOCK_SH)
+        descriptor = lock_directory(directory, fcntl.LOCK_SH)
     except OSError as error:
         raise NoTemplate(f"the template {directory} cannot be used: {error.strerror}") from error
     if descriptor is None:
@@ -163,18 +160,7 @@ def remove(cache: Cache, key: str) -> bool:
 
     :raises CacheError: it may not be removed.
     """
-    path = cache.entry(KIND, key)
-    with cache_errors(path):
-        try:
-            descriptor = _locked(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        if descriptor is not None:
-            try:
-                cache.remove(KIND, key)
-            finally:
-                os.close(descriptor)
-    return True
+    return cache.remove_unused(KIND, key)
 
 
 def trim(cache: Cache, max_size: int) -> list[Entry]:
@@ -218,34 +204,12 @@ def _listed(cache: Cache, entry: Entry, used: float) -> Listed:
 
 def _in_use(directory: Path) -> bool:
     try:
-        descriptor = _locked(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        descriptor = lock_directory(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         return True
     if descriptor is not None:
         os.close(descriptor)
     return False
-
-
-def _locked(directory: Path, how: int) -> int | None:
-    """Lock the directory and return its descriptor, None if there is no such directory.
-
-    What was removed while this waited for the lock is another directory: then it looks once more.
-
-    :raises OSError: it cannot be opened or locked, or is another one each time.
-    """
-    for _ in range(_LOOKS):
-        try:
-            descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        except FileNotFoundError:
-            return None
-        with ExitStack() as hold:
-            hold.callback(os.close, descriptor)
-            fcntl.flock(descriptor, how)
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(descriptor), directory.lstat()):
-                    hold.pop_all()
-                    return descriptor
-    raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(directory))
 
 
 def _read(directory: Path, key: str) -> tuple[Mapping[str, Any], bytes, tuple[Record, ...]]:

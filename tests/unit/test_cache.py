@@ -163,3 +163,15 @@ def test_more_than_there_is_is_refused_beforehand(cache: Cache) -> None:
     cache.require_space(1, "little")
     with pytest.raises(CacheError, match=r"much needs 1000000000000\.0 MB in .*, but only .* are free"):
         cache.require_space(10**18, "much")
+
+
+def test_what_is_used_is_not_removed(cache: Cache) -> None:
+    with cache.publish("images", "a"):
+        pass
+    with cache.using("images", "a"), cache.using("images", "a"):
+        assert not cache.remove_unused("images", "a")
+    assert cache.remove_unused("images", "a")
+    assert cache.entries("images") == []
+    assert cache.remove_unused("images", "a"), "there is none"
+    with pytest.raises(CacheError, match="was removed when it was to be used: try again"), cache.using("images", "a"):
+        pass

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import platform
 import shutil
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from pytest_spapr.bisect import making
+from pytest_spapr.builds import recipe, store, toolchain
 from pytest_spapr.builds import source as builds
-from pytest_spapr.cache import Cache
+from pytest_spapr.cache import Cache, Entry
 from pytest_spapr.debian.apt import SOURCE, AptState, Package
 from pytest_spapr.debian.source import unpack_source, version_of
 from pytest_spapr.errors import BuildError, SpaprError, VerificationError
@@ -102,3 +108,74 @@ def test_what_cannot_be_built_is_told_before_anything_is_fetched(
         builds.build(wanted, name, [Path(patch)] if patch else [], Cache(tmp_path / "cache"), mirror, NullProgress(), jobs=1)
     assert isinstance(caught.value, SpaprError)
     assert not (tmp_path / "cache").exists()
+
+
+class Heard(NullProgress):
+    def __init__(self) -> None:
+        self.waits = threading.Event()
+
+    def phase(self, text: str) -> None:
+        if text.startswith("waiting for another run that uses"):
+            self.waits.set()
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Cache:
+    """A cache with a toolchain and a source, as far as a build looks at them before it compiles."""
+    cache, here = Cache(tmp_path / "cache"), store.architecture()
+    suites = {"+".join(how.toolchain) for how in (recipe.RECIPES["7.2"], recipe.for_tree("7.2.0"))}
+    for key in {f"{names}-{here}" for names in suites}:
+        place = cache.directory(toolchain.KIND, key)
+        facts = {"format": toolchain._FORMAT, "place": str(place), "architecture": here, "packages": {}}
+        (place / toolchain._MANIFEST).write_text(json.dumps(facts))
+    place = cache.directory(builds.KIND, "qemu-7.2")
+    (place / "pristine").mkdir()
+    (place / builds._MANIFEST).write_text(json.dumps({"version": "7.2", "files": {}, "firmware": "1"}))
+    return cache
+
+
+def _debians(cache: Cache, _root: Path) -> None:
+    builds.build("7.2", "mine", [], cache, str, NullProgress(), jobs=1)
+
+
+def _of_git(cache: Cache, root: Path) -> None:
+    (root / "src").mkdir()
+    (root / "src" / "VERSION").write_text("7.2.0\n")
+    (root / "src" / "configure").touch()
+    making.Making("qemu", 1).make(root, cache, str, NullProgress())
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "ppc64le", "aarch64"), reason="no builds for this machine")
+@pytest.mark.parametrize(
+    ("build", "used"),
+    [(_debians, [toolchain.KIND, builds.KIND]), (_of_git, [toolchain.KIND])],
+    ids=["Debian's source", "a tree of git"],
+)
+def test_what_a_build_uses_is_removed_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: Cache, build: Callable[[Cache, Path], None], used: list[str]
+) -> None:
+    removers: list[threading.Thread] = []
+
+    def compile_it(*_: object, **__: object) -> None:
+        for entry in present():
+            heard = Heard()
+            removers.append(threading.Thread(target=builds.remove_tree, args=(kept, entry, heard)))
+            removers[-1].start()
+            assert heard.waits.wait(20)
+            assert entry.path.is_dir()
+        raise BuildError("that is enough")
+
+    tools = recipe.RECIPES["7.2"] if build is _debians else recipe.for_tree("7.2.0")
+
+    def present() -> list[Entry]:
+        names = ("qemu-7.2", f"{'+'.join(tools.toolchain)}-{store.architecture()}")
+        return [entry for entry in builds.trees(kept) if entry.kind in used and entry.key in names]
+
+    for module in (builds, making):
+        monkeypatch.setattr(module.Maker, "make", compile_it)
+    with pytest.raises(BuildError, match="that is enough"):
+        build(kept, tmp_path)
+    for remover in removers:
+        remover.join(20)
+    assert len(removers) == len(used)
+    assert present() == []
