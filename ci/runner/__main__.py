@@ -10,6 +10,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
@@ -45,13 +46,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
 
     def run() -> int:
-        with progress_shown() as progress:
-            return _run(arguments, progress)
+        with progress_shown() as progress, ExitStack() as hold:
+            return _run(arguments, progress, hold)
 
     return ended("ci/ppc64-runner", run)
 
 
-def _run(arguments: argparse.Namespace, progress: Progress) -> int:
+def _run(arguments: argparse.Namespace, progress: Progress, hold: ExitStack) -> int:
     began = time.monotonic()
     settings = config.read({"qemu": BUILD, "image": arguments.image})
     cache = Cache(settings.cache_dir.value)
@@ -59,7 +60,7 @@ def _run(arguments: argparse.Namespace, progress: Progress) -> int:
     # Without it nothing is proven.
     tests = list(dict.fromkeys([payload.installed_name(SMOKE[0]), *asked]))
     build = supply_build(settings, cache, progress)
-    image = _image(settings, cache, progress)
+    image = _image(settings, cache, progress, hold)
     results = require_directory(arguments.results, "--results")
     # Only what is ours: the directory is the user's choice.
     for name in ("artefacts", "runner"):
@@ -82,13 +83,13 @@ def _run(arguments: argparse.Namespace, progress: Progress) -> int:
     return 1 if wrong else 0
 
 
-def _image(settings: config.Settings, cache: Cache, progress: Progress) -> GuestImage:
-    """Return the runner's image with all that is to be installed in it."""
+def _image(settings: config.Settings, cache: Cache, progress: Progress, hold: ExitStack) -> GuestImage:
+    """Return the runner's image with all that is to be installed in it. :param hold: no other run removes it before this is closed."""
     plain = images.build(load(IMAGE), cache, lambda: find_mirror(settings.debian_mirror.value), progress)
     guest = supply_image(settings, cache, progress)
     own = wheels.own(cache, progress)
     files = payload.tree([own, *wheels.needed(own, cache, progress)], guest, map(payload.installed_name, SMOKE))
-    return images.with_files(plain, f"{IMAGE}{_LIKE_IT}", files, cache)
+    return images.with_files(plain, f"{IMAGE}{_LIKE_IT}", files, cache, hold)
 
 
 def _tests(machine: Runner, tests: Sequence[str], seconds: float, results: Path) -> int:

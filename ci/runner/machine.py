@@ -15,6 +15,7 @@ from pytest_spapr import tar
 from pytest_spapr.cache import Cache
 from pytest_spapr.deadline import Budgets
 from pytest_spapr.errors import SpaprError
+from pytest_spapr.images import build as images
 from pytest_spapr.images import store
 from pytest_spapr.images.store import GuestImage
 from pytest_spapr.machine import Harness
@@ -119,12 +120,20 @@ def runner(build: QemuBuild, image: GuestImage, cache: Cache, space: int, progre
 
 def forget_others(cache: Cache, image: GuestImage) -> None:
     """Remove runners with an older payload, of which nobody has a machine: images of 220 MB and templates of 800 MB, and nobody asks for
-    one again. One that is in use, as by :func:`runner`, stays.
+    one again. What is in use, as by :func:`runner`, stays: templates, the images that they were made of, and images that are held.
     """
+    booted = set()
     for listed in templates.listing(cache):
-        if listed.manifest.get("image") == image.name:
-            templates.remove(cache, listed.entry.key)
-    name = f"{image.name}-"
+        if listed.manifest.get("image") == image.name and not templates.remove(cache, listed.entry.key):
+            booted.add(listed.manifest.get("facts", {}).get("initramfs"))
     for entry in cache.entries(store.KIND):
-        if entry.key.startswith(name) and entry.path != image.directory:
-            cache.remove(store.KIND, entry.key)
+        if entry.key.startswith(f"{image.name}-") and entry.path != image.directory and _initramfs(entry.path) not in booted:
+            images.forget(cache, entry.key)
+
+
+def _initramfs(directory: Path) -> str | None:
+    """Return what an image's initramfs is known by, None of an image that cannot be used."""
+    try:
+        return str(store.open_image(directory).manifest["files"][store.INITRAMFS]["sha256"])
+    except SpaprError:
+        return None

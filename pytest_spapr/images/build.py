@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -133,16 +134,25 @@ def with_kernel(image: GuestImage, vmlinux: Path, modules: Path | None, cache: C
     return _variant(image, cache, key, facts, parts, lambda: data)
 
 
-def with_files(image: GuestImage, name: str, tree: Mapping[str, cpio.Node], cache: Cache) -> GuestImage:
+def with_files(
+    image: GuestImage, name: str, tree: Mapping[str, cpio.Node], cache: Cache, hold: ExitStack | None = None
+) -> GuestImage:
     """Return ``image`` with more files in its initramfs, from the cache when nothing changed. The keys stay the image's.
 
-    :param name: what it is called with them. :raises CacheError: disk full. :raises ImageError: the image does not say what it is made of.
+    :param name: what it is called with them. :param hold: :func:`forget` leaves it alone before this is closed.
+    :raises CacheError: disk full. :raises ImageError: the image does not say what it is made of.
     """
     parts = {**_parts(image), "files": cpio.archive(tree)}
     digest = hashlib.sha256(json.dumps(image.manifest["files"], sort_keys=True).encode() + parts["files"])
     key = f"{name}-{digest.hexdigest()[:12]}"
     facts = {fact: value for fact, value in image.manifest.items() if fact not in ("format", "parts", "files")}
-    return _variant(image, cache, key, {**facts, "name": name}, parts, (image.directory / store.VMLINUX).read_bytes)
+    return _variant(image, cache, key, {**facts, "name": name}, parts, (image.directory / store.VMLINUX).read_bytes, hold)
+
+
+def forget(cache: Cache, key: str) -> bool:
+    """Remove an image of :func:`with_files`; return False if it is held."""
+    with cache.lock(f"image-{key}"):
+        return cache.remove_unused(store.KIND, key)
 
 
 def _variant(
@@ -152,6 +162,7 @@ def _variant(
     facts: Mapping[str, Any],
     parts: Mapping[str, bytes],
     vmlinux: Callable[[], bytes],
+    hold: ExitStack | None = None,
 ) -> GuestImage:
     """Return an image with the keys and the disk of another one, made unless it is there. :param vmlinux: reads its kernel."""
     with cache.lock(f"image-{key}"):
@@ -161,6 +172,8 @@ def _variant(
             cache.require_space(sum(map(len, (*parts.values(), *files.values()))), f"the image {facts['name']}")
             disk = image.disk
             _publish(cache, key, facts, parts, files, None if disk is None else lambda path: _link(disk, path))
+        if hold is not None:
+            hold.enter_context(cache.using(store.KIND, key))
     return store.open_image(cache.entry(store.KIND, key))
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import re
 import stat
 import subprocess
@@ -12,6 +10,7 @@ import tarfile
 import tomllib
 import zipfile
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +24,9 @@ from ci.runner.machine import IMAGE, SPEC, Runner, forget_others
 from pytest_spapr.cache import Cache
 from pytest_spapr.errors import MachineError, SpaprError
 from pytest_spapr.guest.completed import Completed
+from pytest_spapr.images import build as images
 from pytest_spapr.images import recipe, store
+from pytest_spapr.images.cpio import file
 from pytest_spapr.progress import NullProgress
 from pytest_spapr.templates import store as templates
 from pytest_spapr.templates.key import FORMAT, unsuitable
@@ -175,20 +176,26 @@ def test_a_script_of_the_image_is_one(name: str) -> None:
 
 
 def test_images_and_templates_with_an_older_payload_go(tmp_path: Path) -> None:
-    cache = Cache(tmp_path)
-    for key, name in (("old", "ppc64-runner+payload"), ("used", "ppc64-runner+payload"), ("another", "debian-12")):
-        with cache.publish(templates.KIND, key) as directory:
-            (directory / templates.MANIFEST).write_text(json.dumps({"format": FORMAT, "image": name, "unsound": "made by hand"}))
-    for key in ("ppc64-runner-1", "ppc64-runner+payload-1", "ppc64-runner+payload-2"):
-        with cache.publish(store.KIND, key):
+    cache, plain = Cache(tmp_path), an_image(tmp_path / "any")
+    with ExitStack() as hold:
+        old, booted, held, current = (
+            images.with_files(plain, "ppc64-runner+payload", {"payload/tests": file(name.encode())}, cache, on)
+            for name, on in (("old", None), ("booted", None), ("held", hold), ("current", None))
+        )
+        for key, image in (("old", old), ("used", booted), ("another", replace(plain, name="debian-12"))):
+            facts = {"initramfs": image.manifest["files"][store.INITRAMFS]["sha256"]}
+            said = {"format": FORMAT, "image": image.name, "facts": facts, "unsound": "made by hand"}
+            with cache.publish(templates.KIND, key) as directory:
+                (directory / templates.MANIFEST).write_text(json.dumps(said))
+        with cache.publish(store.KIND, "ppc64-runner-1"):
             pass
-    current = cache.entry(store.KIND, "ppc64-runner+payload-2")
-    descriptor = os.open(cache.entry(templates.KIND, "used"), os.O_RDONLY)
-    fcntl.flock(descriptor, fcntl.LOCK_SH)
-    forget_others(cache, replace(an_image(tmp_path / "any"), name="ppc64-runner+payload", directory=current))
-    os.close(descriptor)
-    assert {entry.key for entry in cache.entries(templates.KIND)} == {"used", "another"}
-    assert {entry.key for entry in cache.entries(store.KIND)} == {"ppc64-runner-1", "ppc64-runner+payload-2"}
+        with cache.using(templates.KIND, "used"):
+            forget_others(cache, current)
+        assert {entry.key for entry in cache.entries(templates.KIND)} == {"used", "another"}
+        kept = {"ppc64-runner-1", *(image.directory.name for image in (booted, held, current))}
+        assert {entry.key for entry in cache.entries(store.KIND)} == kept
+    forget_others(cache, current)
+    assert {entry.key for entry in cache.entries(store.KIND)} == {"ppc64-runner-1", current.directory.name}
 
 
 def without_filter(method: Callable[..., object]) -> Callable[..., object]:
