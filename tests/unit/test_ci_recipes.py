@@ -44,3 +44,19 @@ def test_what_a_recipe_names_is_there(name: str) -> None:
     assert set(re.findall(r'(?:qemu|SPAPR_QEMU): "([^"$]+)"', text)) <= set(SOURCES)
     for image in re.findall(r"(?:image|SPAPR_IMAGE): (debian-\d+\S*?)[},\s]", text):
         recipe.load(image)
+
+
+@pytest.mark.parametrize("name", [name for name, schema in _RECIPES if schema is _GITHUB])
+def test_what_is_restored_is_saved_whatever_the_tests_came_to(name: str) -> None:
+    """actions/cache alone saves nothing after a step that failed."""
+    yaml = pytest.importorskip("yaml")
+    steps = yaml.safe_load((ROOT / name).read_text())["jobs"]["tcg"]["steps"]
+    ran = next(place for place, step in enumerate(steps) if step.get("run", "").startswith("ci/"))
+    assert not [step for step in steps if step.get("uses", "").startswith("actions/cache@")]
+    restored = {step["id"]: step["with"]["path"] for step in steps[:ran] if "cache/restore@" in step.get("uses", "")}
+    saved = [step for step in steps[ran:] if "cache/save@" in step.get("uses", "")]
+    assert sorted(step["with"]["path"] for step in saved) == sorted(restored.values())
+    for step in saved:
+        assert step["if"].startswith("always() && ")
+        [whose] = [one for one, path in restored.items() if path == step["with"]["path"]]
+        assert step["with"]["key"].partition("${{ job.")[0] == f"${{{{ steps.{whose}.outputs.cache-primary-key }}}}"
