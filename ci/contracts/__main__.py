@@ -1,6 +1,7 @@
 """The command line of ``ci/break-contracts``.
 
-Exit status: 0 if every fact of every row was noticed; 1 if one was not; 2 if the suite could not be run or recorded nothing.
+Exit status: 0 if every fact of every row was noticed; 1 if one was not; 2 if the suite could not be run or recorded nothing; 130 after
+Ctrl-C, 143 after SIGTERM.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from pathlib import Path
 from random import Random
 from typing import Final
 
+from ci.command import ended, require_directory
 from ci.contracts.facts import broken
 from ci.contracts.generations import QEMUS
 from ci.contracts.overlay import toml
 from ci.contracts.replay import RECORD, UNIT_TEST, Verdict, judge, keep, on_record, read
+from pytest_spapr.errors import ConfigError
 from pytest_spapr.hotplug.rows import packaged_rows
 
 _ROOT: Final = Path(__file__).parents[2]
@@ -28,32 +31,51 @@ _TESTS_FAILED: Final = 1
 def main(argv: Sequence[str] | None = None) -> int:
     """Record a run of the suite or take one that was recorded, break the contracts, and tell who noticed."""
     arguments, for_pytest = _parser().parse_known_args(argv)
-    with tempfile.TemporaryDirectory(prefix="spapr-contracts-") as directory:
-        recorded = arguments.recorded or Path(directory)
-        if not list(recorded.glob("*.jsonl")):
-            recorded.mkdir(parents=True, exist_ok=True)
-            # A test that fails shows in its own right; those that pass say enough here.
-            if (
-                _pytest(["-p", "ci.contracts.record", f"--record-contracts={recorded}", *(for_pytest or ["tests/hotplug"])])
-                > _TESTS_FAILED
-            ):
-                return 2
-        attempts = read(recorded)
-        if arguments.keep:
-            new = keep(packaged_rows(), attempts, on_record(), arguments.keep)
-            RECORD.write_text("".join(f"{one.line()}\n" for one in (*on_record(), *new)), encoding="utf-8")
-            _say(f"{len(new)} attempts put on record in {RECORD.relative_to(_ROOT)}")
-        verdicts = judge(packaged_rows(), attempts, on_record())
-        _say(*_table(verdicts))
-        if not any(verdict.live for verdict in verdicts):
-            _say("no test held an attempt against any row")
-            return 2
-        silent = [verdict for verdict in verdicts if verdict.unnoticed]
-        survived = [
-            line for verdict in _some(verdicts, arguments.live) for line in _try(verdict, Path(directory), _options(for_pytest))
-        ]
-        _say(*survived)
+
+    def run() -> int:
+        with tempfile.TemporaryDirectory(prefix="spapr-contracts-") as directory:
+            return _run(arguments, for_pytest, Path(directory))
+
+    return ended("ci/break-contracts", run)
+
+
+def _run(arguments: argparse.Namespace, for_pytest: Sequence[str], directory: Path) -> int:
+    recorded = (arguments.recorded or directory / "recorded").absolute()
+    if not list(recorded.glob("*.jsonl")) and not _record(recorded, for_pytest):
+        return 2
+    attempts = read(recorded)
+    if arguments.keep:
+        new = keep(packaged_rows(), attempts, on_record(), arguments.keep)
+        RECORD.write_text("".join(f"{one.line()}\n" for one in (*on_record(), *new)), encoding="utf-8")
+        _say(f"{len(new)} attempts put on record in {RECORD.relative_to(_ROOT)}")
+    verdicts = judge(packaged_rows(), attempts, on_record())
+    _say(*_table(verdicts))
+    if not any(verdict.live for verdict in verdicts):
+        _say("no test held an attempt against any row")
+        return 2
+    silent = [verdict for verdict in verdicts if verdict.unnoticed]
+    survived = [line for verdict in _some(verdicts, arguments.live) for line in _try(verdict, directory, _options(for_pytest))]
+    _say(*survived)
     return 1 if silent or survived else 0
+
+
+def _record(recorded: Path, for_pytest: Sequence[str]) -> bool:
+    """Record a run of the suite; return whether it was run to its end. One that was not leaves nothing that is taken for a whole one.
+
+    :raises ConfigError: it cannot be recorded there.
+    """
+    require_directory(recorded.parent, "--recorded")
+    if recorded.exists() and (not recorded.is_dir() or any(recorded.iterdir())):
+        raise ConfigError(f"--recorded={recorded}: there is something else than a recorded run. Name another directory.")
+    with tempfile.TemporaryDirectory(prefix=f".{recorded.name}-", dir=recorded.parent) as scratch:
+        run = Path(scratch, "run")
+        run.mkdir()
+        # A test that fails shows in its own right; those that pass say enough here.
+        status = _pytest(["-p", "ci.contracts.record", f"--record-contracts={run}", *(for_pytest or ["tests/hotplug"])])
+        if status not in (0, _TESTS_FAILED):
+            return False
+        run.rename(recorded)
+    return True
 
 
 def _table(verdicts: Sequence[Verdict]) -> list[str]:

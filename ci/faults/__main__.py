@@ -1,6 +1,7 @@
 """The command line of ``ci/break-faults``.
 
-Exit status: 0 if some test noticed for each verb that it did nothing; 1 if none did; 2 if the tests could not be run.
+Exit status: 0 if some test noticed for each verb that it did nothing; 1 if none did; 2 if the tests could not be run; 130
+after Ctrl-C, 143 after SIGTERM.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from ci.command import ended
 from ci.faults.disarm import LASTING, SUDDEN
 
 _PYTEST: Final = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "ci.faults.disarm")
@@ -24,13 +26,17 @@ _TESTS_FAILED: Final = 1
 def main(argv: Sequence[str] | None = None) -> int:
     """Disarm one verb after the other, and tell which tests failed for it."""
     arguments, for_pytest = _parser().parse_known_args(argv)
+    return ended("ci/break-faults", lambda: _run(arguments.verb or (*LASTING, *SUDDEN), for_pytest))
+
+
+def _run(verbs: Sequence[str], for_pytest: Sequence[str]) -> int:
     status = 0
-    for verb in arguments.verb or (*LASTING, *SUDDEN):
+    for verb in verbs:
         with tempfile.TemporaryDirectory(prefix="spapr-faults-") as directory:
             record = Path(directory) / "record"
             options = (f"--disarm={verb}", f"--disarm-record={record}", f"--spapr-artefacts={directory}/artefacts")
             done = subprocess.run([*_PYTEST, *options, *_TESTS, *for_pytest], check=False, stdout=subprocess.PIPE, text=True)
-            if done.returncode > _TESTS_FAILED:
+            if done.returncode not in (0, _TESTS_FAILED):
                 sys.stdout.write(done.stdout)
                 return 2
             used = [json.loads(line) for line in record.read_text(encoding="utf-8").splitlines()] if record.exists() else []

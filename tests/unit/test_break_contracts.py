@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
+import subprocess
+import tempfile
 import tomllib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from ci.contracts import __main__ as contracts
 from ci.contracts import record
 from ci.contracts.facts import broken, described, kept
 from ci.contracts.overlay import toml
 from ci.contracts.replay import UNIT_TEST, OnRecord, judge, keep, on_record, read
+from ci.faults import __main__ as faults
 from pytest_spapr.hotplug.attempt import Attempt
 from pytest_spapr.hotplug.outcome import Kind
 from pytest_spapr.hotplug.rows import Row, packaged_rows
@@ -106,3 +113,66 @@ def test_an_attempt_of_a_run_is_put_on_record_where_there_is_none(tmp_path: Path
     assert (one.qemu, one.situation, one.seen) == ("7.2", "removal", "live")
     assert one.attempt == REMOVAL.expectation
     assert keep(ROWS, read(tmp_path), [one], "7.2") == []
+
+
+def _interrupt() -> int:
+    raise KeyboardInterrupt
+
+
+def _terminate() -> int:
+    os.kill(os.getpid(), signal.SIGTERM)
+    return 0
+
+
+_ENDS = [(_interrupt, 130), (_terminate, 143), (lambda: -signal.SIGKILL, 2), (lambda: 2, 2)]
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The directory for temporary files, of a process that SIGTERM does not end at once."""
+    directory = tmp_path / "tmp"
+    directory.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(directory))
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    yield directory
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize(("end", "status"), _ENDS, ids=["Ctrl-C", "SIGTERM", "killed", "usage"])
+def test_a_recording_that_was_cut_off_is_not_taken_for_a_whole_one(
+    tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch, end: Callable[[], int], status: int
+) -> None:
+    ends: Iterator[Callable[[], int]] = iter([end, lambda: 1])
+
+    def run(words: Sequence[str], **_: object) -> subprocess.CompletedProcess[str]:
+        [directory] = [word.partition("=")[2] for word in words if word.startswith("--record-contracts=")]
+        write(Path(directory), REMOVAL, kept(REMOVAL.expectation, "core1"))
+        return subprocess.CompletedProcess(words, next(ends)(), "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    recorded = tmp_path / "runs" / "one"
+    assert contracts.main([f"--recorded={recorded}", "--live=0"]) == status
+    assert list(recorded.parent.iterdir()) == []
+    # Run to its end, and then not again.
+    for _ in range(2):
+        assert contracts.main([f"--recorded={recorded}", "--live=0"]) == 0
+    assert [path.name for path in recorded.rglob("*")] == ["1.jsonl"]
+    assert list(temporary.iterdir()) == []
+
+
+def test_a_directory_with_other_things_is_not_written_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine").touch()
+    assert contracts.main([f"--recorded={tmp_path}"]) == 2
+    assert "there is something else than a recorded run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("end", "status"), _ENDS, ids=["Ctrl-C", "SIGTERM", "killed", "usage"])
+def test_faults_leave_nothing_when_they_are_ended(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch, end: Callable[[], int], status: int
+) -> None:
+    def run(words: Sequence[str], **_: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(words, end(), "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    assert faults.main([]) == status
+    assert list(temporary.iterdir()) == []
