@@ -19,7 +19,7 @@ from pytest_spapr.avocado.container import podman, require_podman
 from pytest_spapr.builds.store import architecture
 from pytest_spapr.cache import Cache
 from pytest_spapr.debian.apt import AptState
-from pytest_spapr.debian.mirror import find_mirror
+from pytest_spapr.debian.mirror import mirror_of
 from pytest_spapr.errors import ConfigError
 from pytest_spapr.images import rootfs
 from pytest_spapr.images.cpio import file
@@ -71,7 +71,8 @@ def _make(name: str) -> int:
 def _write(archive: Path, suite: str, progress: Progress) -> None:
     settings = config.read({})
     cache, native = Cache(settings.cache_dir.value), architecture()
-    apt = AptState(cache, find_mirror(settings.debian_mirror.value), [suite], native, progress)
+    mirror = mirror_of(settings, "the container image", "Run ci/container-image")
+    apt = AptState(cache, mirror, [suite], native, progress)
     with cache.lock(apt.name, progress):
         debs = list(apt.fetch(_PACKAGES).values())
         progress.phase("unpacking packages")

@@ -102,15 +102,15 @@ def _stored(build: StoredQemu, cache: Cache) -> QemuBuild:
 
 def _mirror(settings: Settings, what: str, instead: str) -> str:
     """Return the mirror to fetch ``what`` from, if anything may be fetched at all."""
-    from pytest_spapr.debian.mirror import find_mirror
+    from pytest_spapr.debian.mirror import mirror_of, require_online
 
-    if settings.offline.value:
-        raise (ConfigError if settings.asked else Unavailable)(
-            f"{what} is not in the cache, and {settings.offline.label} forbids to fetch it. {instead} once, online."
-        )
-    if not settings.asked:
-        raise Unavailable(f"{what} is not in the cache. {instead}.")
-    return find_mirror(settings.debian_mirror.value)
+    if settings.asked:
+        return mirror_of(settings, what, instead)
+    try:
+        require_online(settings, what, instead)
+    except ConfigError as error:
+        raise Unavailable(str(error)) from None
+    raise Unavailable(f"{what} is not in the cache. {instead}.")
 
 
 def supply_accelerator(settings: Settings, build: QemuBuild) -> str:

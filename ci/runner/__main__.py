@@ -20,7 +20,7 @@ from ci.runner.machine import BUILD, IMAGE, Runner, runner
 from pytest_spapr import config
 from pytest_spapr.cache import Cache
 from pytest_spapr.cli.run import number_of
-from pytest_spapr.debian.mirror import find_mirror
+from pytest_spapr.debian.mirror import mirror_of
 from pytest_spapr.images import build as images
 from pytest_spapr.images.recipe import DEFAULT_IMAGE, load
 from pytest_spapr.images.store import GuestImage
@@ -85,10 +85,10 @@ def _run(arguments: argparse.Namespace, progress: Progress, hold: ExitStack) -> 
 
 def _image(settings: config.Settings, cache: Cache, progress: Progress, hold: ExitStack) -> GuestImage:
     """Return the runner's image with all that is to be installed in it. :param hold: no other run removes it before this is closed."""
-    plain = images.build(load(IMAGE), cache, lambda: find_mirror(settings.debian_mirror.value), progress)
+    plain = images.build(load(IMAGE), cache, lambda: mirror_of(settings, "the runner's image", wheels.INSTEAD), progress)
     guest = supply_image(settings, cache, progress)
-    own = wheels.own(cache, progress)
-    files = payload.tree([own, *wheels.needed(own, cache, progress)], guest, map(payload.installed_name, SMOKE))
+    own = wheels.own(settings, cache, progress)
+    files = payload.tree([own, *wheels.needed(own, settings, cache, progress)], guest, map(payload.installed_name, SMOKE))
     return images.with_files(plain, f"{IMAGE}{_LIKE_IT}", files, cache, hold)
 
 

@@ -16,11 +16,15 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from pytest_spapr.cache import Cache
+from pytest_spapr.config import Settings
+from pytest_spapr.debian.mirror import require_online
 from pytest_spapr.errors import SpaprError
 from pytest_spapr.progress import Progress
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 KIND: Final = "wheels"
+#: What gets that which is not there.
+INSTEAD: Final = "Run ci/ppc64-runner"
 #: What the runner's image has from Debian: PyPI has no wheels of the first two for ppc64le.
 PROVIDED: Final = frozenset({"bcrypt", "pynacl", "setuptools"})
 
@@ -42,25 +46,29 @@ class NoWheels(SpaprError):
     """pip could not make or fetch what the runner needs."""
 
 
-def own(cache: Cache, progress: Progress) -> Path:
+def own(settings: Settings, cache: Cache, progress: Progress) -> Path:
     """Return this checkout's wheel, made unless there is one of the same files; 10 s.
 
-    :raises NoWheels: it cannot be made.
+    :raises NoWheels: it cannot be made. :raises ConfigError: it is not there, and pip may use no network.
     """
-    directory = _obtain(cache, f"own-{_digest_of_sources()}", ["wheel", str(ROOT)], progress, "building the package's wheel")
-    return directory[0]
+    key = f"own-{_digest_of_sources()}"
+    # pip fetches what builds it.
+    return _obtain(settings, cache, key, ["wheel", str(ROOT)], progress, "building the package's wheel", "this checkout's wheel")[
+        0
+    ]
 
 
-def needed(wheel: Path, cache: Cache, progress: Progress) -> list[Path]:
+def needed(wheel: Path, settings: Settings, cache: Cache, progress: Progress) -> list[Path]:
     """Return the wheels of all that a wheel needs and the runner has not, fetched unless they are there; 13 MB.
 
-    :raises NoWheels: they cannot be had.
+    :raises NoWheels: they cannot be had. :raises ConfigError: they are not there, and nothing may be fetched.
     """
     pins = [f"{name}=={version(name)}" for name in sorted(required(requirements_of(wheel)) - PROVIDED)]
     platform = [word for platform in _PLATFORMS for word in ("--platform", platform)]
     command = ["download", "--only-binary=:all:", "--python-version", _PYTHON, *platform, *pins]
     digest = hashlib.sha256("\0".join(command).encode()).hexdigest()[:12]
-    return _obtain(cache, f"needed-{digest}", command, progress, "fetching wheels for ppc64le")
+    phase = "fetching wheels for ppc64le"
+    return _obtain(settings, cache, f"needed-{digest}", command, progress, phase, "what the package needs on ppc64le")
 
 
 def requirements_of(wheel: Path) -> list[str]:
@@ -100,11 +108,17 @@ def _installed_requirements(name: str) -> list[str]:
         raise NoWheels(f"{name} is not installed: run ci/setup.") from error
 
 
-def _obtain(cache: Cache, key: str, command: Sequence[str], progress: Progress, phase: str) -> list[Path]:
-    """Return the wheels of a cache entry, which a command of pip makes. What pip leaves there is whole when it ends well."""
+def _obtain(
+    settings: Settings, cache: Cache, key: str, command: Sequence[str], progress: Progress, phase: str, what: str
+) -> list[Path]:
+    """Return the wheels of a cache entry, which a command of pip makes. What pip leaves there is whole when it ends well.
+
+    :param what: what they are, for a person. :raises ConfigError: they are not there, and nothing may be fetched.
+    """
     entry = cache.entry(KIND, key)
     with cache.lock(f"{KIND}-{key}", progress):
         if not entry.exists():
+            require_online(settings, what, INSTEAD)
             progress.phase(phase)
             with cache.publish(KIND, key) as scratch:
                 _pip(command, scratch)

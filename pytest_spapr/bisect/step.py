@@ -24,8 +24,8 @@ from pytest_spapr.bisect.making import OPTIONS, Making
 from pytest_spapr.builds.source import require_buildable
 from pytest_spapr.cache import Cache
 from pytest_spapr.debian.apt import file_sha256
-from pytest_spapr.debian.mirror import find_mirror
-from pytest_spapr.errors import BuildError, ConfigError, SpaprError
+from pytest_spapr.debian.mirror import mirror_of
+from pytest_spapr.errors import BuildError, SpaprError
 from pytest_spapr.images import store
 
 _ABORT: Final = 255
@@ -132,11 +132,7 @@ class _Step:
         return read_answer(read_junit(report), status)
 
     def _mirror(self) -> str:
-        if self._settings.offline.value:
-            raise ConfigError(
-                "QEMU's toolchain is not in the cache, and nothing may be fetched: `spapr qemu build` once gets it."
-            )
-        return find_mirror(self._settings.debian_mirror.value)
+        return mirror_of(self._settings, "QEMU's toolchain", "`spapr qemu build` gets it")
 
     def _forget(self, vmlinux: Path) -> None:
         """Remove the images that have this kernel: nobody asks for them again, and each has 80 MB."""

@@ -8,8 +8,7 @@ from typing import TypeAlias
 
 from pytest_spapr import config
 from pytest_spapr.cache import Cache, Entry, megabytes
-from pytest_spapr.debian.mirror import find_mirror
-from pytest_spapr.errors import ConfigError
+from pytest_spapr.debian.mirror import mirror_of
 from pytest_spapr.progress import Progress
 
 #: What an area's ``add`` gets; argparse names this class only with an underscore.
@@ -26,9 +25,7 @@ class Run:
         self.cache = Cache(self.settings.cache_dir.value)
 
     def mirror(self) -> str:
-        if self.settings.offline.value:
-            raise ConfigError(f"this needs the network, which {self.settings.offline.label} forbids: do it once without.")
-        return find_mirror(self.settings.debian_mirror.value)
+        return mirror_of(self.settings, "what this needs", "Do it")
 
 
 def tell_removed(entry: Entry) -> None:

@@ -7,7 +7,8 @@ import subprocess
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
-from pytest_spapr.errors import MirrorError
+from pytest_spapr.config import Settings
+from pytest_spapr.errors import ConfigError, MirrorError
 
 INSTEAD = (
     "Name a mirror with --spapr-debian-mirror=URL or SPAPR_DEBIAN_MIRROR=URL, or bring your own: --spapr-qemu=PATH for the "
@@ -15,6 +16,24 @@ INSTEAD = (
 )
 # apt-get prints one line per index that it would download; tabs do not occur in the values.
 _FORMAT = "$(REPO_URI)\t$(RELEASE)\t$(ORIGIN)\t$(LABEL)"
+
+
+def mirror_of(settings: Settings, what: str, instead: str) -> str:
+    """Return the base URL to fetch something from, as a run's settings say.
+
+    :param what: is not in the cache. :param instead: what gets it.
+    :raises ConfigError: nothing may be fetched. :raises MirrorError: see :func:`find_mirror`.
+    """
+    require_online(settings, what, instead)
+    return find_mirror(settings.debian_mirror.value)
+
+
+def require_online(settings: Settings, what: str, instead: str) -> None:
+    """Check that something may be fetched, from wherever that is. :raises ConfigError: it may not."""
+    if settings.offline.value:
+        raise ConfigError(
+            f"{what} is not in the cache, and {settings.offline.label} forbids to fetch it. {instead} once, online."
+        )
 
 
 def find_mirror(setting: str | None = None) -> str:

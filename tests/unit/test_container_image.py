@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from ci import container_image
+from ci.pages import fetch
 
 #: It says what it was asked for; {image} is what it does for `podman image inspect`, {take} for `podman import`.
 _PODMAN = """#!/bin/sh
@@ -72,3 +73,27 @@ def test_no_podman_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capf
     monkeypatch.setenv("PATH", str(tmp_path))
     assert container_image.main([]) == 2
     assert "there is no podman on PATH. Install it" in capfd.readouterr().err
+
+
+def test_nothing_is_fetched_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    make_podman(tmp_path / "asked")
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(container_image, "_SUITES", {sys.version_info[:2]: "bookworm"})
+    monkeypatch.setattr(container_image, "AptState", None)
+    monkeypatch.setenv("SPAPR_OFFLINE", "yes")
+    monkeypatch.setenv("SPAPR_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("SPAPR_DEBIAN_MIRROR", "http://mirror.invalid/debian")
+    assert container_image.main([]) == 2
+    assert "SPAPR_OFFLINE=yes forbids to fetch it" in capfd.readouterr().err
+
+
+def test_no_browser_is_fetched_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(fetch, "found", lambda: None)
+    monkeypatch.setattr(fetch, "AptState", None)
+    monkeypatch.setenv("SPAPR_OFFLINE", "yes")
+    monkeypatch.setenv("SPAPR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("SPAPR_DEBIAN_MIRROR", "http://mirror.invalid/debian")
+    assert fetch.main() == 2
+    assert "a Chromium is not in the cache, and SPAPR_OFFLINE=yes forbids to fetch it" in capfd.readouterr().err

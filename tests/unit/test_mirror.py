@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from pytest_spapr.debian.mirror import find_mirror
-from pytest_spapr.errors import MirrorError
+from pytest_spapr import config
+from pytest_spapr.debian.mirror import find_mirror, mirror_of
+from pytest_spapr.errors import ConfigError, MirrorError
 
 DEBIAN = "http://mirror.invalid/debian/\tbookworm\tDebian\tDebian"
 SECURITY = "http://mirror.invalid/debian-security/\tbookworm-security\tDebian\tDebian-Security"
@@ -89,3 +90,11 @@ def test_the_users_setting_wins_and_needs_no_apt(tmp_path: Path, monkeypatch: py
 def test_a_setting_that_is_no_url_is_refused(setting: str) -> None:
     with pytest.raises(MirrorError, match="not an http:, https: or file: URL"):
         find_mirror(setting)
+
+
+def test_offline_there_is_none() -> None:
+    given = {"debian_mirror": "http://mirror.invalid/debian/"}
+    assert mirror_of(config.read(given, environment={}), "a tool", "Run it") == "http://mirror.invalid/debian"
+    words = r"^a tool is not in the cache, and --spapr-offline forbids to fetch it\. Run it once, online\.$"
+    with pytest.raises(ConfigError, match=words):
+        mirror_of(config.read({**given, "offline": True}, environment={}), "a tool", "Run it")

@@ -21,8 +21,9 @@ import pytest
 from ci.runner import __main__ as command
 from ci.runner import payload, verdict, wheels
 from ci.runner.machine import IMAGE, SPEC, Runner, forget_others
+from pytest_spapr import config
 from pytest_spapr.cache import Cache
-from pytest_spapr.errors import MachineError, SpaprError
+from pytest_spapr.errors import ConfigError, MachineError, SpaprError
 from pytest_spapr.guest.completed import Completed
 from pytest_spapr.images import build as images
 from pytest_spapr.images import recipe, store
@@ -32,6 +33,7 @@ from pytest_spapr.templates import store as templates
 from pytest_spapr.templates.key import FORMAT, unsuitable
 from tests.unit.cached_image import publish_image
 
+ONLINE = config.read({}, environment={})
 SUITE = wheels.ROOT / "tests/hotplug"
 RAN_BY = '<properties><property name="spapr_accel" value="{accel}"/></properties>'
 PASSED = f'<testcase classname="x" name="{{name}}" time="1.5">{RAN_BY}{{more}}</testcase>'
@@ -139,15 +141,23 @@ class TestWheels:
             archive.writestr(
                 "own-1.dist-info/METADATA", "Name: own\nRequires-Dist: cryptography>=45\nRequires-Dist: pynacl\n\ntext\n"
             )
-        first = wheels.needed(wheel, cache, NullProgress())
-        assert wheels.needed(wheel, cache, NullProgress()) == first
+        first = wheels.needed(wheel, ONLINE, cache, NullProgress())
+        assert wheels.needed(wheel, ONLINE, cache, NullProgress()) == first
         assert [path.name for path in first] == ["a-1-py3-none-any.whl"]
         [words] = asked
         assert {word.partition("==")[0] for word in words if "==" in word} == {"cryptography", "cffi", "pycparser"}
         monkeypatch.setattr(wheels, "_digest_of_sources", iter(["1", "1", "2"]).__next__)
-        assert wheels.own(cache, NullProgress()) == wheels.own(cache, NullProgress())
-        wheels.own(cache, NullProgress())
+        assert wheels.own(ONLINE, cache, NullProgress()) == wheels.own(ONLINE, cache, NullProgress())
+        wheels.own(ONLINE, cache, NullProgress())
         assert len(asked) == 3, "another checkout has another wheel"
+        offline = config.read({"offline": True}, environment={})
+        assert wheels.needed(wheel, offline, cache, NullProgress()) == first
+        monkeypatch.setattr(wheels, "_digest_of_sources", lambda: "3")
+        with pytest.raises(
+            ConfigError, match="this checkout's wheel is not in the cache, and --spapr-offline forbids to fetch it"
+        ):
+            wheels.own(offline, cache, NullProgress())
+        assert len(asked) == 3
 
     def test_pips_words_are_told(self, tmp_path: Path) -> None:
         with pytest.raises(wheels.NoWheels, match=r"pip wheel failed \(exit status 1\)"):
@@ -238,3 +248,13 @@ def test_what_cannot_be_run_is_told_with_status_2(monkeypatch: pytest.MonkeyPatc
     assert issubclass(MachineError, SpaprError)
     assert command.main([]) == 2
     assert capsys.readouterr().err.endswith("ci/ppc64-runner: no machine\n")
+
+
+def test_a_runner_that_is_to_be_fetched_is_refused_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SPAPR_OFFLINE", "yes")
+    monkeypatch.setenv("SPAPR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(command, "supply_build", lambda *_: None)
+    assert command.main([]) == 2
+    assert "the runner's image is not in the cache, and SPAPR_OFFLINE=yes forbids to fetch it. Run" in capsys.readouterr().err
