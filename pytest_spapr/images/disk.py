@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import secrets
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -35,6 +36,8 @@ _CLUSTER: Final = 1 << _CLUSTER_BITS
 _MAPPED: Final = _CLUSTER // 8 * _CLUSTER
 _PREFIX: Final = "disk-"
 _NUMBERS: Final = itertools.count(1)
+# Of this process, whatever its number; a name that nobody else has given.
+_OURS: Final = secrets.token_hex(4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,11 +141,8 @@ class Overlay:
         :raises ImageError: it cannot be written. :raises ConfigError: see ``private.private_directory``.
         """
         directory = private_directory()
-        for left in directory.glob(f"{_PREFIX}*"):
-            # A machine that outlives its test has the file open: it needs no name.
-            if not Path(f"/proc/{left.name.removeprefix(_PREFIX).partition('-')[0]}").exists():
-                left.unlink(missing_ok=True)
-        path = directory / f"{_PREFIX}{os.getpid()}-{next(_NUMBERS)}.qcow2"
+        _sweep(directory)
+        path = directory / f"{_PREFIX}{os.getpid()}-{_OURS}-{next(_NUMBERS)}.qcow2"
         try:
             write_empty(path, disk.size)
         except OSError as error:
@@ -229,6 +229,16 @@ def write_empty(path: Path, size: int) -> None:
         stream.seek(2 * _CLUSTER)
         stream.write(struct.pack(">H", 1) * clusters)
         stream.truncate(clusters * _CLUSTER)
+
+
+def _sweep(directory: Path) -> None:
+    """Remove the files of processes that are gone. A machine that outlives its test has its own open: it needs no name."""
+    for left in directory.glob(f"{_PREFIX}*"):
+        owner, _, rest = left.name.removeprefix(_PREFIX).partition("-")
+        # In a container pytest has the same number each time: ours is also that of those before.
+        ours = owner == str(os.getpid())
+        if not rest.startswith(f"{_OURS}-") if ours else not Path("/proc", owner).exists():
+            left.unlink(missing_ok=True)
 
 
 def _qcow2_size(header: bytes, path: Path) -> int:

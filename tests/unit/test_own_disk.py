@@ -139,6 +139,14 @@ class TestOverlay:
         Overlay.of(open_disk(raw, ROOT)).close()
         assert list(private.iterdir()) == [alive]
 
+    def test_what_another_process_of_our_number_left_is_removed_and_ours_is_not(self, raw: Path, private: Path) -> None:
+        """As in a container, in which pytest has the same number each time."""
+        for number in range(100):
+            (private / f"disk-{os.getpid()}-{number}.qcow2").touch()
+        (private / f"disk-{os.getpid()}-0011aabb-1.qcow2").touch()
+        first, second = Overlay.of(open_disk(raw, ROOT)), Overlay.of(open_disk(raw, ROOT))
+        assert set(private.iterdir()) == {first.path, second.path}
+
     def test_it_goes_with_a_start_that_fails_and_else_with_the_machine(self, raw: Path, private: Path) -> None:
         at_end: list[Any] = []
         with pytest.raises(ZeroDivisionError), overlay_for(open_disk(raw, ROOT), at_end):
