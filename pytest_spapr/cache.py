@@ -32,6 +32,7 @@ from pytest_spapr.progress import NullProgress, Progress
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+~-]*")
 # More than there are runs; not for ever on a file system that has no lasting inode numbers.
 _LOOKS = 100
+_ERRNO = re.compile(r"\[Errno (\d+)\]")
 _RELOCATE = "Set SPAPR_CACHE_DIR to a directory"
 
 
@@ -249,7 +250,8 @@ def cache_errors(path: Path) -> Iterator[None]:
     """Turn the operating system's errors about ``path`` that its user can mend into a CacheError that says how."""
     try:
         yield
-    except OSError as error:
+    except OSError as met:
+        error = _cause(met)
         where = error.filename or path
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise CacheError(full_disk(path)) from error
@@ -260,6 +262,15 @@ def cache_errors(path: Path) -> Iterator[None]:
         if error.errno in (errno.ENOTDIR, errno.EEXIST):
             raise CacheError(f"cannot use the cache: {where}: {error.strerror}. {_RELOCATE}.") from error
         raise
+
+
+def _cause(error: OSError) -> OSError:
+    """Return the first of the errors that the copying of a tree met, which knows them only as text; any other error as it is."""
+    match error.args:
+        case ([(_, str(target), str(words)), *_],) if found := _ERRNO.match(words):
+            number = int(found[1])
+            return OSError(number, os.strerror(number), target)
+    return error
 
 
 def full_disk(path: Path) -> str:

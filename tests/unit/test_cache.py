@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import shutil
 import stat
 import threading
 from pathlib import Path
@@ -126,6 +127,21 @@ def test_errors_that_a_user_can_mend_say_how(cache: Cache, number: int, says: st
     with pytest.raises(CacheError, match=says), cache.publish("images", "a") as scratch:
         raise OSError(number, "words of the system", str(scratch / "file"))
     assert contents(cache) == set()
+
+
+@pytest.mark.parametrize("deep", [False, True], ids=["file", "file of a directory"])
+def test_errors_of_a_copied_tree_say_how_too(cache: Cache, tmp_path: Path, deep: bool) -> None:
+    def fail(source: str, target: str) -> None:
+        raise OSError(errno.ENOSPC, "words of the system", source, None, target)
+
+    tree = tmp_path / "tree"
+    (tree / "deep").mkdir(parents=True)
+    (tree / "deep" / "file" if deep else tree / "file").touch()
+    with pytest.raises(CacheError, match=r"no space left .* free\)"), cache.publish("images", "a") as scratch:
+        shutil.copytree(tree, scratch / "tree", copy_function=fail)
+    assert contents(cache) == set()
+    with pytest.raises(shutil.Error), cache_errors(tmp_path):
+        raise shutil.Error("no list of errors")
 
 
 def test_an_entry_is_there_or_not_or_another_users(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
