@@ -11,6 +11,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
+import filelock
+
 from pytest_spapr.errors import ConfigError, SpaprError
 from pytest_spapr.progress import Progress, finished, progress_for
 
@@ -60,3 +62,23 @@ def require_directory(path: Path, option: str) -> Path:
     except OSError as error:
         raise ConfigError(f"{option}={path}: cannot be made: {error.strerror}.") from error
     return path.absolute()
+
+
+@contextmanager
+def alone(results: Path, who: str) -> Iterator[Path]:
+    """Have a tool write to a directory of results, which is made if need be, as the only one; yield its absolute path.
+
+    :param who: the tool. :raises ConfigError: another one writes there, or it cannot be written to.
+    """
+    directory = require_directory(results, "--results")
+    lock = filelock.FileLock(directory / "lock", timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise ConfigError(f"--results={directory}: another {who} writes there. Wait for it, or name another directory.") from None
+    except OSError as error:
+        raise ConfigError(f"--results={directory}: cannot be written to: {error.strerror}.") from error
+    try:
+        yield directory
+    finally:
+        lock.release()

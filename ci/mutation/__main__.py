@@ -14,9 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-import filelock
-
-from ci.command import ended, progress_shown
+from ci.command import alone, ended, progress_shown
 from ci.mutation.breaks import Break, read_breaks
 from ci.mutation.results import Result, Results, table, write_table
 from ci.mutation.rig import BROKEN, PLAIN, Make, Rig
@@ -54,16 +52,12 @@ def _run(arguments: argparse.Namespace, run: Run) -> int:
         for one in chosen:
             sys.stdout.write(f"{one.name}: {one.file}, {one.function or 'anywhere'}: {one.old}  ->  {one.new}\n    {one.why}\n")
         return 0
-    directory: Path = arguments.results.absolute()
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(directory / "lock", timeout=0):
+    with alone(arguments.results, "ci/mutants") as directory:
+        try:
             if not arguments.table:
                 _try_all(arguments, run, chosen, directory)
-    except filelock.Timeout:
-        raise ConfigError(f"--results={directory}: another ci/mutants writes there. Wait for it, or name another one.") from None
-    except OSError as error:
-        raise ConfigError(f"--results={directory}: {error.strerror}") from error
+        except OSError as error:
+            raise ConfigError(f"--results={directory}: {error.strerror}") from error
     known = Results(directory).read()
     write_table(arguments.page, table(every, known))
     tried = [known[one.name] for one in chosen if one.name in known]

@@ -19,9 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-import filelock
-
-from ci.command import INTERRUPTED, ended, require_directory
+from ci.command import INTERRUPTED, alone, ended
 from ci.night import trend
 from ci.night.history import History, Line
 from ci.night.job import ROOT, Avocado, Hosts, Job
@@ -45,12 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _alone(arguments: argparse.Namespace) -> int:
-    results = require_directory(arguments.results, "--results")
-    try:
-        with filelock.FileLock(results / "lock", timeout=0):
-            return _night(arguments, results)
-    except filelock.Timeout:
-        raise ConfigError(f"--results={results}: another nightly writes there. Wait for it, or name another directory.") from None
+    with alone(arguments.results, "nightly") as results:
+        return _night(arguments, results)
 
 
 def _night(arguments: argparse.Namespace, results: Path) -> int:

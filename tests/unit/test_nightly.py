@@ -120,6 +120,13 @@ def test_two_nightlies_do_not_write_to_one_place(tmp_path: Path, capfd: pytest.C
     assert "another nightly writes there" in capfd.readouterr().err
 
 
+def test_a_place_that_cannot_be_written_to_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    # Not by its mode: root may write anywhere.
+    (tmp_path / "lock").mkdir()
+    assert nightly.main([f"--results={tmp_path}"]) == 2
+    assert f"--results={tmp_path}: cannot be written to: Is a directory." in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["matrix", "matrix-full"])
 def test_each_pair_of_names_is_in_a_cell_and_none_that_is_excluded(tmp_path: Path, name: str) -> None:
     """Made by Avocado itself, once: its varianter draws lots."""
