@@ -100,5 +100,5 @@ def sweep() -> None:
     """Remove what commands left whose keepers and owners were killed together; leave alone those of processes that live."""
     for left in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*"):
         owner = left.name.removeprefix(SCRATCH).partition("-")[0]
-        if owner.isdecimal() and not Path("/proc", owner).exists() and left.owner() == Path.home().owner():
+        if owner.isdecimal() and not Path("/proc", owner).exists() and left.stat().st_uid == os.getuid():
             shutil.rmtree(left, ignore_errors=True)

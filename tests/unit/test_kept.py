@@ -153,7 +153,12 @@ def test_a_keeper_that_is_killed_takes_the_command_along(tmp_path: Path, made: E
     assert list(scratch_home.iterdir()) == []
 
 
-def test_what_was_left_is_swept_unless_its_owner_lives(scratch_home: Path) -> None:
+def test_what_was_left_is_swept_unless_its_owner_lives(scratch_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nameless(_: Path) -> str:
+        raise KeyError("getpwuid(): uid not found")
+
+    # As for a user of a container, of whom /etc/passwd has nothing.
+    monkeypatch.setattr(Path, "owner", nameless)
     with subprocess.Popen([sys.executable, "-c", ""]) as ended:
         ended.wait()
     for name in (f"spapr-night-{ended.pid}-a", f"spapr-night-{os.getpid()}-b", "spapr-night-x", "other"):
