@@ -14,6 +14,7 @@ from pytest_spapr.explore.model import DELETED, Expected, Model
 from pytest_spapr.explore.steps import Aside, Call, Command, Move, Step, TakeEvents
 from pytest_spapr.explore.world import Seen, World, WorldEnded
 from pytest_spapr.hotplug.drc_model import State, class_of
+from pytest_spapr.hotplug.outcome import Kind
 from pytest_spapr.hotplug.rtas import Status
 
 #: After so many steps, and at its end, the whole of QEMU's state is held against the model's. It costs 0.02 s.
@@ -53,6 +54,7 @@ class Violation:
     :ivar subject: what the last step was, in general words. :ivar ended: whether QEMU ended by it.
     :ivar defect: the known one that it is, where the machine told.
     :ivar states: what connectors had to be in, but for those that are configured.
+    :ivar places: bus, slot and function of the devices that had to be there; of a PCI device that was to come, also its own.
     """
 
     done: tuple[Done, ...]
@@ -61,6 +63,7 @@ class Violation:
     ended: bool = False
     defect: str | None = None
     states: Mapping[int, State] = field(default_factory=dict)
+    places: frozenset[tuple[str, int, int]] = frozenset()
 
     @property
     def steps(self) -> tuple[Step, ...]:
@@ -232,7 +235,9 @@ class History(Play):
                 break
 
     def _violate(self, text: str, subject: str, *, ended: bool = False) -> NoReturn:
-        raise Violated(Violation(tuple(self.done), text, subject, ended=ended, states=self._expected_states()))
+        places = frozenset((one.bus, one.slot, one.function) for one in self.model.devices.values() if one.kind is Kind.PCI)
+        states = self._expected_states()
+        raise Violated(Violation(tuple(self.done), text, subject, ended=ended, states=states, places=places))
 
     def _expected_states(self) -> dict[int, State]:
         return {index: state for index, state in self.model.connectors.items() if state is not State.CONFIGURED}

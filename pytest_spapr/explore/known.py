@@ -7,10 +7,11 @@ from enum import Enum, auto
 from typing import Any, Final
 
 from pytest_spapr.explore.history import Violation
-from pytest_spapr.explore.model import BRIDGE, DIMM, PCI_BUS, PHB
+from pytest_spapr.explore.model import BRIDGE, DIMM, PCI_BUS, PHB, place_of
 from pytest_spapr.explore.steps import Aside, Command, Move, Step
-from pytest_spapr.hotplug.defects import first_that_applies
+from pytest_spapr.hotplug.defects import CRASHES, core_defects, first_that_applies
 from pytest_spapr.qemu.build import QemuBuild
+from pytest_spapr.qemu.process import exit_in_words
 
 
 class Avoid(Enum):
@@ -31,15 +32,24 @@ class Avoid(Enum):
 _Looks = Callable[[Violation], bool]
 
 
-def _died_with_a_core_gone(violation: Violation) -> bool:
-    commands = _commands(violation.steps)
-    cores = {one.arguments["id"] for one in commands if str(one.arguments.get("driver", "")).endswith("-spapr-cpu-core")}
-    return violation.ended and "QEMU was killed by" in violation.text and not cores.isdisjoint(map(_asked, commands))
+def _died_with_a_core_gone(defect: str) -> _Looks:
+    def looks(violation: Violation) -> bool:
+        added = (one.arguments for one in _commands(violation.steps) if "driver" in one.arguments)
+        cores = {one["id"] for one in added if str(one["driver"]).endswith("-spapr-cpu-core")}
+        gone = not cores.isdisjoint(device for done in violation.done for device in done.expected.deleted)
+        ends = [status for status in CRASHES if exit_in_words(status) in violation.text]
+        return violation.ended and gone and any(defect in core_defects(status, (violation.text,)) for status in ends)
+
+    return looks
 
 
 def _died_of_a_second_function(violation: Violation) -> bool:
-    places = [(one.arguments["bus"], one.arguments["addr"]) for one in _commands(violation.steps) if "addr" in one.arguments]
-    return violation.ended and _adds_card(violation) and "addr" in _last(violation) and places[-1] in places[:-1]
+    if not (violation.ended and _adds_card(violation) and "addr" in _last(violation)):
+        return False
+    bus, (slot, function) = _last(violation)["bus"], place_of(_last(violation)["addr"])
+    # What QEMU had to take stands in its place by now.
+    refused = violation.done[-1].expected.refused
+    return refused and function != 0 and (bus, slot, function) in violation.places
 
 
 def _misses_slot_31(violation: Violation) -> bool:
@@ -101,8 +111,8 @@ _KNOWN: Final[tuple[tuple[str, _Looks, Avoid], ...]] = (
     ("phb-again-too-soon", _died_of_a_phb_that_came_again, Avoid.PHB_AGAIN),
     ("virtio-queue-size", _a_queue_is_too_large_there, Avoid.CARD_IN_A_MOVE),
     ("phb-bridge-reset", _died_of_a_bridge_below_a_phb, Avoid.BRIDGE_BELOW_PHB),
-    ("tcg-core-removal", _died_with_a_core_gone, Avoid.CORE_REMOVAL),
-    ("tcg-core-removal-heap", _died_with_a_core_gone, Avoid.CORE_REMOVAL),
+    ("tcg-core-removal", _died_with_a_core_gone("tcg-core-removal"), Avoid.CORE_REMOVAL),
+    ("tcg-core-removal-heap", _died_with_a_core_gone("tcg-core-removal-heap"), Avoid.CORE_REMOVAL),
 )
 
 

@@ -90,6 +90,12 @@ class Expected:
     deleted: list[str] = field(default_factory=list)
 
 
+def place_of(addr: object) -> tuple[int, int]:
+    """Return the slot and the function of a PCI device's property ``addr``."""
+    slot, _, function = str(addr).partition(".")
+    return int(slot, 16), int(function or "0", 16)
+
+
 class _Refused(Exception):
     """QEMU must refuse this."""
 
@@ -237,12 +243,9 @@ class Model:
         bus = str(given.get("bus", PCI_BUS))
         self._require(bus in self.buses())
         there = {(one.slot, one.function) for one in self.devices.values() if one.bus == bus}
-        if "addr" in given:
-            slot, _, function = str(given["addr"]).partition(".")
-            place = int(slot, 16), int(function or "0", 16)
-        else:
-            # No slot is one that there is not.
-            place = next((slot for slot in range(SLOTS) if (slot, 0) not in there), SLOTS), 0
+        # No slot is one that there is not.
+        free = next((slot for slot in range(SLOTS) if (slot, 0) not in there), SLOTS)
+        place = place_of(given["addr"]) if "addr" in given else (free, 0)
         self._require(place[0] in range(self._first_slot(bus), SLOTS) and place[1] in range(FUNCTIONS))
         self._require(place not in there and (place[1] == 0 or (place[0], 0) not in there))
         self._require(given.get("multifunction") or all(slot != place[0] for slot, _ in there))

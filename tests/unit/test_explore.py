@@ -438,12 +438,6 @@ def test_the_death_by_a_dimm_is_not_that_by_an_nvdimm(driver: str, known_: bool,
     assert not _looks_like("dimm-part-refused", text, MEMORY, added, asked, RESET)
 
 
-def test_the_death_by_a_taken_function_is_not_that_by_a_free_one() -> None:
-    one, other = (Command("device_add", {"driver": "x", "id": "a", "bus": "pci.0", "addr": addr}) for addr in ("5.1", "5.2"))
-    assert _looks_like("pci-function-taken", "QEMU was killed by SIGABRT", one, RESET, one)
-    assert not _looks_like("pci-function-taken", "QEMU was killed by SIGABRT", one, RESET, other)
-
-
 def test_the_death_by_a_refusal_after_a_move_needs_a_move() -> None:
     text = "spapr_memory_unplug_rollback: assertion failed: (ds)"
     assert _looks_like("dimm-refused-after-migration", text, MEMORY, DIMM, Move(), RESET)

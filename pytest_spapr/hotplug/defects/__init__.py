@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
@@ -23,11 +23,21 @@ if TYPE_CHECKING:
     from pytest_spapr.hotplug.pseries import PseriesMachine
     from pytest_spapr.qemu.build import QemuBuild
 
-__all__ = ["KNOWN_DEFECTS", "KnownDefect", "Reproducer", "crash_defect", "first_that_applies", "hang_defect"]
+__all__ = [
+    "CRASHES",
+    "KNOWN_DEFECTS",
+    "KnownDefect",
+    "Reproducer",
+    "core_defects",
+    "crash_defect",
+    "first_that_applies",
+    "hang_defect",
+]
 
 KNOWN_DEFECTS: Final[Mapping[str, KnownDefect]] = MappingProxyType({row.id: row for row in (*tcg.ROWS, *devices.ROWS)})
 
-_CRASH_SIGNALS: Final = (-signal.SIGABRT, -signal.SIGSEGV, -signal.SIGBUS)
+#: Exit statuses, as ``Popen.returncode``, of a QEMU that crashed by itself.
+CRASHES: Final = (-signal.SIGABRT, -signal.SIGSEGV, -signal.SIGBUS)
 # What the C library says of a heap that it finds damaged.
 _HEAP: Final = re.compile(r"(free|malloc|realloc|calloc|munmap_chunk)\(\)|corrupt")
 
@@ -35,16 +45,26 @@ _HEAP: Final = re.compile(r"(free|malloc|realloc|calloc|munmap_chunk)\(\)|corrup
 def crash_defect(machine: PseriesMachine) -> KnownDefect | None:
     """Return the known defect that explains why this machine's QEMU died, or None: then the death is news."""
     end = machine.timeline.ended
-    if not isinstance(end, MachineDied) or end.exit_status not in _CRASH_SIGNALS:
+    if not isinstance(end, MachineDied) or end.exit_status is None:
         return None
     ids: tuple[str, ...] = ()
     if _a_core_was_freed(machine):
-        # A damaged heap shows in other ways too, but where the C library names it, it is that.
-        heap_only = any(_HEAP.search(word) for word in end.stderr)
-        ids = ("tcg-core-removal-heap",) if heap_only else ("tcg-core-removal", "tcg-core-removal-heap")
+        ids = core_defects(end.exit_status, end.stderr)
     elif end.exit_status == -signal.SIGSEGV and "-spapr-cpu-core" in _plug_without_an_answer(machine):
         ids = ("tcg-core-add",)
     return _of_machine(ids, machine)
+
+
+def core_defects(exit_status: int, words: Iterable[str]) -> tuple[str, ...]:
+    """Return the ids of the known defects that a QEMU may have died of from which a core had gone.
+
+    :param exit_status: as ``Popen.returncode``. :param words: lines of its standard error.
+    """
+    if exit_status not in CRASHES:
+        return ()
+    # A damaged heap shows in other ways too, but where the C library names it, it is that.
+    heap_only = any(_HEAP.search(word) for word in words)
+    return ("tcg-core-removal-heap",) if heap_only else ("tcg-core-removal", "tcg-core-removal-heap")
 
 
 def hang_defect(machine: PseriesMachine) -> KnownDefect | None:
