@@ -255,12 +255,21 @@ class FirmwareGround:
         return rules_for(source)
 
     def known(self, violation: Violation) -> tuple[str, Avoid] | None:
-        builds = [harness.build for harness in filter(None, (self._harness, self._other))]
-        for build in filter(None, (*builds, self._onward)):
-            if (found := known_defect(violation, build, self._accelerator, self._forgotten)) is not None:
-                return found
+        builds = (harness.build for harness in (self._harness, self._other) if harness is not None)
+        broken = [(build, one) for build, one in zip(builds, violation.twins or (violation,), strict=False) if one is not None]
+        found = [self._known_of(build, one) for build, one in broken]
+        if violation.defect is None:
+            # Where both broke, and not alike, what is known of the one says nothing about the other.
+            return found[0] if None not in found else None
         # Nothing is left out for what two builds do alike: there may be a difference behind it.
-        return None if violation.defect is None else (violation.defect, Avoid.NOTHING)
+        return next(filter(None, found), (violation.defect, Avoid.NOTHING))
+
+    def _known_of(self, build: QemuBuild, violation: Violation) -> tuple[str, Avoid] | None:
+        """Return the known defect of what broke on machines of a build, or on the one that they had moved to."""
+        here = self._onward if self._onward is not None and violation.had_moved else build
+        asked = (here, self._onward) if violation.is_of_move else (here,)
+        known = (known_defect(violation, one, self._accelerator, self._forgotten) for one in asked if one is not None)
+        return next(filter(None, known), None)
 
 
 def shape_for(build: QemuBuild, accelerator: str, onward: QemuBuild | None = None) -> Mapping[str, Any]:

@@ -54,6 +54,7 @@ class Violation:
     :ivar subject: what the last step was, in general words. :ivar ended: whether QEMU ended by it.
     :ivar defect: the known one that it is, where the machine told.
     :ivar states: what connectors had to be in, but for those that are configured.
+    :ivar twins: what broke on each of two builds that were to do the same; empty where there is one build.
     :ivar places: bus, slot and function of the devices that had to be there; of a PCI device that was to come, also its own.
     """
 
@@ -64,6 +65,7 @@ class Violation:
     defect: str | None = None
     states: Mapping[int, State] = field(default_factory=dict)
     places: frozenset[tuple[str, int, int]] = frozenset()
+    twins: tuple[Violation | None, ...] = ()
 
     @property
     def steps(self) -> tuple[Step, ...]:
@@ -72,6 +74,16 @@ class Violation:
     @property
     def shape(self) -> tuple[str, ...]:
         return tuple(one.shape for one in self.done)
+
+    @property
+    def had_moved(self) -> bool:
+        """Whether the machine was in another QEMU than at its begin; a move that is itself what broke has not brought it there."""
+        return any(isinstance(step, Move) for step in (self.steps[:-1] if self.is_of_move else self.steps))
+
+    @property
+    def is_of_move(self) -> bool:
+        """Whether a move broke, of which either QEMU may be the cause."""
+        return self.subject == Move.__name__
 
     @property
     def signature(self) -> str:
@@ -330,12 +342,12 @@ class Twins(History):
         if not broken:
             return
         if len(broken) == len(found) and broken[0].signature == broken[1].signature:
-            raise Violated(replace(broken[0], defect=self.ALIKE))
+            raise Violated(replace(broken[0], defect=self.ALIKE, twins=tuple(found)))
         text = "; ".join(
             f"{name}: {'as promised' if violation is None else violation.text}"
             for name, violation in zip(self._names, found, strict=True)
         )
-        raise Violated(replace(broken[0], text=text))
+        raise Violated(replace(broken[0], text=text, twins=tuple(found)))
 
 
 def _violation(act: Callable[..., None], *step: Step) -> Violation | None:

@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 
-from pytest_spapr.explore.history import Violation
+from pytest_spapr.explore.firmware import FirmwareGround
+from pytest_spapr.explore.history import Twins, Violated, Violation
 from pytest_spapr.explore.known import known_defect
 from pytest_spapr.explore.search import play
-from pytest_spapr.explore.steps import Call, Command, Step
+from pytest_spapr.explore.steps import Call, Command, Move, Step
 from pytest_spapr.explore.world import Seen
 from pytest_spapr.hotplug.drc_model import Transition
 
-from .explored import FACTS, FakeGround
+from .explored import FACTS, Bug, FakeGround, FakeWorld, sound
 
 CORE = Command("device_add", {"driver": FACTS.core_type, "id": "core1", "core-id": 1})
 UNPLUG = Command("device_del", {"id": "core1"})
@@ -83,3 +84,73 @@ def test_the_death_by_a_taken_function_needs_one_that_is_there(steps: list[Step]
 )
 def test_the_death_by_a_core_needs_a_crash_and_a_core_that_has_gone(steps: list[Step], end: str, known: str | None) -> None:
     assert named(dies_at_the_end(steps, end)) == known
+
+
+def build(*version: int) -> Any:
+    return SimpleNamespace(version=version, name=".".join(map(str, version)))
+
+
+def ground(one: Any, *, other: Any = None, onward: Any = None) -> FirmwareGround:
+    harnesses: Any = [made and SimpleNamespace(build=made) for made in (one, other)]
+    return FirmwareGround(harnesses[0], "tcg", other=harnesses[1], onward=onward)
+
+
+# Only the one has tcg-core-removal, only the other pci-function-taken.
+OLD, NEW = build(5, 2, 0), build(11, 1, 3)
+
+
+def dies_of_a_reset(steps: list[Step], seen: Seen) -> Seen:
+    """As with a core gone."""
+    return replace(seen, end="QEMU was killed by SIGSEGV") if steps[-1] == RESET else seen
+
+
+def dies_otherwise(steps: list[Step], seen: Seen) -> Seen:
+    return replace(seen, end="QEMU was killed by SIGKILL") if steps[-1] == RESET else seen
+
+
+def on_both(steps: Sequence[Step], one: Bug, other: Bug) -> Violation:
+    both = Twins(FakeWorld(one), FakeWorld(other), ("old", "new"))
+    with pytest.raises(Violated) as told:
+        for step in steps:
+            both.do(step)
+    return told.value.violation
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "known"),
+    [
+        (dies_of_a_reset, sound, "tcg-core-removal"),
+        # The newer build has no such defect: that it dies is what is looked for.
+        (sound, dies_of_a_reset, None),
+        (dies_of_a_reset, dies_otherwise, None),
+        (dies_of_a_reset, dies_of_a_reset, "tcg-core-removal"),
+        (dies_otherwise, dies_otherwise, Twins.ALIKE),
+    ],
+)
+def test_of_two_builds_the_one_that_broke_is_asked(one: Bug, other: Bug, known: str | None) -> None:
+    found = ground(OLD, other=NEW).known(on_both([CORE, UNPLUG, RESET], one, other))
+    assert (found and found[0]) == known
+
+
+def test_where_both_builds_break_in_two_ways_both_must_be_known() -> None:
+    def bus(steps: list[Step], seen: Seen) -> Seen:
+        return replace(seen, end="QEMU was killed by SIGBUS") if steps[-1] == RESET else seen
+
+    violation = on_both([CORE, UNPLUG, RESET], dies_of_a_reset, bus)
+    assert [ground(OLD, other=other).known(violation) is not None for other in (OLD, NEW)] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("steps", "end", "known"),
+    [
+        ([CORE, UNPLUG, RESET, Move()], "QEMU was killed by SIGSEGV", "tcg-core-removal"),
+        ([CORE, UNPLUG, RESET], "QEMU was killed by SIGSEGV", "tcg-core-removal"),
+        # The process that the core went from is no more.
+        ([CORE, UNPLUG, Move(), RESET], "QEMU was killed by SIGSEGV", None),
+        ([card(1, "5.1"), Move(), card(2, "5.1")], "QEMU was killed by SIGSEGV", "pci-function-taken"),
+        ([card(1, "5.1"), card(2, "5.1")], "QEMU was killed by SIGSEGV", None),
+    ],
+)
+def test_of_a_machine_that_moves_on_the_build_is_asked_that_it_was_in(steps: list[Step], end: str, known: str | None) -> None:
+    found = ground(OLD, onward=NEW).known(dies_at_the_end(steps, end))
+    assert (found and found[0]) == known
