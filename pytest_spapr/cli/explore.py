@@ -137,7 +137,9 @@ def _explore(run: Run) -> int:
         )
     cell, *others = obtain(run, settings) if guest else _without_guest(run, settings)
     onward = _onward(cell, arguments.onward)
-    subject = _subject(cell, onward, guest=guest)
+    # One for each build: what is handed back is about the one that broke.
+    subjects = [_subject(one, onward, guest=guest) for one in (cell, *others)]
+    subject = subjects[0]
     seed = secrets.randbelow(_SEEDS) if arguments.seed is None else arguments.seed
     seconds = 60 * (arguments.minutes or _MINUTES) if arguments.minutes or arguments.examples is None else float("inf")
     # To the microsecond: a process may explore more than once.
@@ -146,7 +148,7 @@ def _explore(run: Run) -> int:
     campaign = Campaign(seed, Deadline(seconds), arguments.examples, arguments.guided, cell.build().features, store)
     campaign.round = _ROUND_WITH_GUEST if guest else _ROUND
     campaign.first, campaign.shrink = arguments.first, float(arguments.shrink)
-    tested = " and ".join((subject.qemu, *(other.build().version_text for other in others)))
+    tested = " and ".join(one.qemu for one in subjects)
     tested += "" if onward is None else f", moving to {onward.version_text}"
     tested += f", {subject.accelerator}, {subject.guest or 'no guest'}"
     sys.stderr.write(f"{tested}, seed {seed}\n")
@@ -155,7 +157,7 @@ def _explore(run: Run) -> int:
         for number, (order, found) in enumerate(_played(run, campaign, given), start=1):
             origin = "A history of an earlier run." if order.steps else f"Found with seed {seed}, in round {order.number}."
             place = directory / f"violation-{number}"
-            text = findings.write(place, found, subject, origin)
+            text = findings.write(place, found, subjects[found.violation.build], origin)
             _again(given, found, place)
             print(f"violation {number}, {place}:\n  {text}")
     finally:

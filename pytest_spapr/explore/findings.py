@@ -23,7 +23,7 @@ _WIDTH: Final = 120
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Subject:
-    """What was explored.
+    """What was explored; of two builds that were to do the same, the one that broke.
 
     :ivar qemu: in words. :ivar command: how to run it. :ivar machine: its arguments. :ivar shape: the same for a test.
     :ivar accelerator: e.g. ``tcg``. :ivar version: e.g. ``(11, 1, 3)``. :ivar guest: in words; empty where there is none.
@@ -44,10 +44,12 @@ def story(found: Shrunk, subject: Subject, origin: str) -> str:
     """Return one paragraph about a violation. :param origin: how it was found, e.g. with which seed."""
     violation = found.violation
     steps = len(violation.steps)
-    last = f"`{violation.steps[-1]}` ({violation.subject})" if violation.steps else "none"
+    last = f"`{violation.own[-1].step}` ({violation.subject})" if violation.steps else "none"
+    onward = f", moving to {subject.onward.qemu}," if subject.onward else ""
     return (
-        f"{subject.qemu} with {subject.accelerator}, {subject.guest or 'no guest'}: after {steps} {'step' if steps == 1 else 'steps'}, "
-        f"the last of which is {last}: {violation.text}. It breaks {found.rate}. {origin}"
+        f"{subject.qemu}{onward} with {subject.accelerator}, {subject.guest or 'no guest'}: "
+        f"after {steps} {'step' if steps == 1 else 'steps'}, the last of which is {last}: {violation.text}. "
+        f"It breaks {found.rate}. {origin}"
     )
 
 
@@ -74,7 +76,7 @@ def write(directory: Path, found: Shrunk, subject: Subject, origin: str) -> str:
         (
             *textwrap.wrap(text, _WIDTH),
             "",
-            *(f"{number:3}. {step}" for number, step in enumerate(violation.steps, start=1)),
+            *(f"{number:3}. {step}" for number, step in enumerate((done.step for done in violation.own), start=1)),
             "",
             f"Again, without this package: {again}",
             f"As a test: pytest test_{name}.py",
@@ -124,7 +126,8 @@ def _row(found: Shrunk, subject: Subject) -> Iterator[str]:
     yield '        id="",'
     yield f"        summary={violation.subject + ': ' + violation.text!r},"
     yield '        reference="",'
-    yield f'        seen="QEMU {".".join(map(str, subject.version))}",'
+    version = subject.onward.version if subject.onward and violation.had_moved else subject.version
+    yield f'        seen="QEMU {".".join(map(str, version))}",'
     yield '        since="",'
     yield "        fixed=NOT_YET,"
     yield "        versions=(((0, 0, 0), NEVER),),"
@@ -132,7 +135,7 @@ def _row(found: Shrunk, subject: Subject) -> Iterator[str]:
         yield "        fatal=True,"
     if found.broke < found.played:
         yield "        certain=False,"
-    commands = [(step.name, dict(step.arguments)) for step in violation.steps if isinstance(step, Command)]
+    commands = [(step.name, dict(step.arguments)) for done in violation.own if isinstance(step := done.step, Command)]
     if violation.ended and len(commands) == len(violation.steps):
         arguments = tuple(word for word in subject.machine if word not in ("-S",))
         yield f'        reproducer=Reproducer({arguments!r}, {tuple(commands)!r}, "dies"),'

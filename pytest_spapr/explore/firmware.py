@@ -20,7 +20,7 @@ from pytest_spapr.explore.known import Avoid, known_defect
 from pytest_spapr.explore.model import DELETED, Facts
 from pytest_spapr.explore.script import Onward
 from pytest_spapr.explore.search import Source
-from pytest_spapr.explore.steps import Aside, Call, Command, Move, OddCall, Step, TakeEvents
+from pytest_spapr.explore.steps import Aside, Call, Command, Move, OddCall, Step, TakeEvents, named
 from pytest_spapr.explore.world import Seen, World, WorldEnded, state_file
 from pytest_spapr.hotplug import drc
 from pytest_spapr.hotplug.drc_model import State
@@ -48,7 +48,7 @@ DRAIN: Final = Command("device_add", {"driver": "no-such-device"})
 
 
 class FirmwareWorld:
-    """A fresh machine; 0.3 s to start. :ivar machine: it.
+    """A fresh machine; 0.3 s to start. :ivar machine: it. :ivar drivers: as in :class:`~pytest_spapr.explore.world.World`.
 
     :param core_type: what histories call its cores, if not as it does itself: builds differ in that.
     :param onward: the build that it moves to, if not its own; see :func:`shape_for`.
@@ -70,9 +70,10 @@ class FirmwareWorld:
             self.machine.at_move.append(lambda: self._qtest.reconnect(path))
             self._guest = PlayedGuest(self._qtest)
             slots = self.machine.cores.slots()
-            self._cores = {core_type or slots[0]["type"]: slots[0]["type"]}
+            own = slots[0]["type"]
+            self.drivers: Mapping[str, str] = {core_type: own} if core_type and core_type != own else {}
             self.facts = Facts(
-                core_type=core_type or slots[0]["type"],
+                core_type=core_type or own,
                 cores=len(slots),
                 slots=spec.slots,
                 features=harness.build.features,
@@ -131,9 +132,9 @@ class FirmwareWorld:
         )
 
     def _execute(self, monitor: Qmp, command: Command) -> None:
-        driver = command.arguments.get("driver")
-        own = {"driver": self._cores[driver]} if driver in self._cores else {}
-        monitor.execute(command.name, {**command.arguments, **own})
+        own = named(command, self.drivers)
+        assert isinstance(own, Command)
+        monitor.execute(own.name, own.arguments)
 
     @contextmanager
     def _another_monitor(self) -> Iterator[Qmp]:
@@ -212,7 +213,7 @@ class FirmwareScene:
         return self._worlds[0].driven()
 
     def write(self, jsonl: Path, text: Path) -> None:
-        self._worlds[0].write(jsonl, text)
+        self._worlds[self.play.broken].write(jsonl, text)
 
     def close(self) -> None:
         for world in self._worlds:
@@ -299,7 +300,7 @@ def firmware_subject(build: QemuBuild, accelerator: str, onward: QemuBuild | Non
         command=build.command,
         machine=machine,
         shape=shape,
-        onward=None if onward is None else Onward(onward.name, onward.command),
+        onward=None if onward is None else Onward(onward.name, onward.command, onward.version_text, onward.version),
         accelerator=accelerator,
         version=build.version,
     )

@@ -11,7 +11,7 @@ from typing import Any, Final, NoReturn, Protocol
 
 from pytest_spapr.deadline import Deadline
 from pytest_spapr.explore.model import DELETED, Expected, Model
-from pytest_spapr.explore.steps import Aside, Call, Command, Move, Step, TakeEvents
+from pytest_spapr.explore.steps import Aside, Call, Command, Move, Step, TakeEvents, named
 from pytest_spapr.explore.world import Seen, World, WorldEnded
 from pytest_spapr.hotplug.drc_model import State, class_of
 from pytest_spapr.hotplug.outcome import Kind
@@ -55,6 +55,7 @@ class Violation:
     :ivar defect: the known one that it is, where the machine told.
     :ivar states: what connectors had to be in, but for those that are configured.
     :ivar twins: what broke on each of two builds that were to do the same; empty where there is one build.
+    :ivar drivers: what the build that broke calls the device models that its steps name otherwise.
     :ivar places: bus, slot and function of the devices that had to be there; of a PCI device that was to come, also its own.
     """
 
@@ -66,6 +67,7 @@ class Violation:
     states: Mapping[int, State] = field(default_factory=dict)
     places: frozenset[tuple[str, int, int]] = frozenset()
     twins: tuple[Violation | None, ...] = ()
+    drivers: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def steps(self) -> tuple[Step, ...]:
@@ -74,6 +76,16 @@ class Violation:
     @property
     def shape(self) -> tuple[str, ...]:
         return tuple(one.shape for one in self.done)
+
+    @property
+    def own(self) -> tuple[Done, ...]:
+        """The history as the build that broke was told it."""
+        return tuple(replace(one, step=named(one.step, self.drivers)) for one in self.done)
+
+    @property
+    def build(self) -> int:
+        """Which of the builds broke: 0 the first one, also if both did, 1 the other."""
+        return next((number for number, one in enumerate(self.twins) if one is not None), 0)
 
     @property
     def had_moved(self) -> bool:
@@ -173,8 +185,10 @@ class Play(ABC):
 class History(Play):
     """A history without a guest: each step is done on the world and taken by the model, and both must say the same.
 
-    :ivar model: what the machine must be.
+    :ivar model: what the machine must be. :ivar broken: of two machines that are to do the same, which one broke.
     """
+
+    broken = 0
 
     def __init__(self, world: World) -> None:
         super().__init__()
@@ -249,7 +263,10 @@ class History(Play):
     def _violate(self, text: str, subject: str, *, ended: bool = False) -> NoReturn:
         places = frozenset((one.bus, one.slot, one.function) for one in self.model.devices.values() if one.kind is Kind.PCI)
         states = self._expected_states()
-        raise Violated(Violation(tuple(self.done), text, subject, ended=ended, states=states, places=places))
+        drivers = self._world.drivers
+        raise Violated(
+            Violation(tuple(self.done), text, subject, ended=ended, states=states, places=places, drivers=drivers),
+        )
 
     def _expected_states(self) -> dict[int, State]:
         return {index: state for index, state in self.model.connectors.items() if state is not State.CONFIGURED}
@@ -341,6 +358,7 @@ class Twins(History):
         broken = [violation for violation in found if violation is not None]
         if not broken:
             return
+        self.broken = found.index(broken[0])
         if len(broken) == len(found) and broken[0].signature == broken[1].signature:
             raise Violated(replace(broken[0], defect=self.ALIKE, twins=tuple(found)))
         text = "; ".join(

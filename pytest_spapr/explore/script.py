@@ -202,10 +202,15 @@ def test_{name}(launch_machine: LaunchMachine{fixtures}) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Onward:
-    """The build that machines move to. :ivar name: as ``--spapr-qemu`` takes it. :ivar command: how to run it."""
+    """The build that machines move to.
+
+    :ivar name: as ``--spapr-qemu`` takes it. :ivar command: how to run it. :ivar qemu: in words. :ivar version: e.g. ``(11, 1, 3)``.
+    """
 
     name: str
     command: Sequence[str]
+    qemu: str
+    version: tuple[int, ...]
 
 
 def script(
@@ -221,7 +226,7 @@ def script(
     :param story: what it is about. :param name: of its file. :param command: how to run the QEMU that it was seen with.
     :param machine: that one's arguments. :param onward: the build that the machine moves to, if it is another one.
     """
-    steps = textwrap.indent("\n".join(map(_plain, violation.done)), " " * 4)
+    steps = textwrap.indent("\n".join(map(_plain, violation.own)), " " * 4)
     there = "QEMU" if onward is None else repr(list(onward.command))
     return _SCRIPT.format(
         story=_wrapped(story),
@@ -238,7 +243,7 @@ def test(violation: Violation, story: str, name: str, shape: Mapping[str, Any], 
 
     :param name: of the test, without ``test_``. :param shape: of its machine. :param onward: as for :func:`script`.
     """
-    steps = textwrap.indent("\n".join(line for done in violation.done for line in _asserted(done, onward)), " " * 12)
+    steps = textwrap.indent("\n".join(line for done in violation.own for line in _asserted(done, onward)), " " * 12)
     told: Counter[tuple[str, str]] = Counter()
     for done in violation.done:
         told.update(done.expected.told)

@@ -89,6 +89,18 @@ class Act:
 Step: TypeAlias = Command | Call | OddCall | TakeEvents | Move | Aside | Act
 
 
+def named(step: Step, drivers: Mapping[str, str]) -> Step:
+    """Return a step with other names for device models. :param drivers: those names, by the ones that steps have."""
+    match step:
+        case Aside(Command() as command):
+            inner = named(command, drivers)
+            assert isinstance(inner, Command)
+            return Aside(inner)
+        case Command(name, {"driver": driver} as arguments) if driver in drivers:
+            return Command(name, {**arguments, "driver": drivers[driver]})
+    return step
+
+
 def as_json(steps: Iterable[Step]) -> list[Any]:
     """Return steps as what JSON can hold."""
     return [_plain(step) for step in steps]

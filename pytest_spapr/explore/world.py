@@ -49,9 +49,13 @@ def state_file(wanted: bool) -> Iterator[Path | None]:
 
 
 class World(Protocol):
-    """A fresh machine for one history. :ivar facts: what the model must know of it."""
+    """A fresh machine for one history. :ivar facts: what the model must know of it.
+
+    :ivar drivers: its own names for device models, by those that histories have, where it differs: two builds can share a history.
+    """
 
     facts: Facts
+    drivers: Mapping[str, str]
 
     def do(self, step: Step, index: int | None) -> Seen:
         """Do a step and return what came of it up to now. :param index: the connector of an RTAS call."""

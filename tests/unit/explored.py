@@ -42,6 +42,7 @@ class FakeWorld:
     """Plays by the model. :param facts: what it believes of itself: not those that the search's model is told, if a bug is there."""
 
     facts = FACTS
+    drivers: Mapping[str, str] = {}
 
     def __init__(self, bug: Bug = sound, facts: Facts = FACTS) -> None:
         self._bug = bug
@@ -79,7 +80,7 @@ class FakeWorld:
         return {"CPU": {"empty": {"attach": 1}}}
 
     def write(self, jsonl: Path, text: Path) -> None:
-        jsonl.write_text("{}\n", encoding="utf-8")
+        jsonl.write_text(f"{len(self._steps)}\n", encoding="utf-8")
         text.write_text("all that was seen\n", encoding="utf-8")
 
     def close(self) -> None:
@@ -126,6 +127,15 @@ class FakeGround:
 
     def known(self, _: Violation) -> tuple[str, Avoid] | None:
         return self._known
+
+
+class FakePair(FakeGround):
+    """Two builds, of which the other one calls its cores by another name, and alone has the bug."""
+
+    def scene(self) -> FirmwareScene:
+        one, other = FakeWorld(), FakeWorld(self._bug)
+        other.drivers = {FACTS.core_type: "power10-spapr-cpu-core"}
+        return FirmwareScene(one, other, ("7.2", "11.1"))
 
 
 def dies_of_phb_after_core(steps: list[Step], seen: Seen) -> Seen:

@@ -16,7 +16,7 @@ from pytest_spapr.deadline import Deadline
 from pytest_spapr.errors import ConfigError
 from pytest_spapr.explore import findings, history, known
 from pytest_spapr.explore.campaign import Campaign
-from pytest_spapr.explore.firmware import shape_for
+from pytest_spapr.explore.firmware import FirmwareScene, shape_for
 from pytest_spapr.explore.history import Done, History, Twins, Violated, Violation
 from pytest_spapr.explore.known import Avoid
 from pytest_spapr.explore.model import LMB, Expected, Model
@@ -343,7 +343,9 @@ def test_what_was_found_is_written_with_a_script_and_a_test_that_are_python(tmp_
 
 def test_a_machine_that_moves_to_another_build_does_so_in_the_script_and_in_the_test(tmp_path: Path) -> None:
     found = shrink(broken([Move(), Move(stored=True), CORE, UNPLUG, PHB], dies_of_phb_after_core), lambda _: None, Deadline(0))
-    findings.write(tmp_path / "violation-1", found, replace(SUBJECT, onward=Onward("12.0", ("newer-qemu",))), "")
+    findings.write(
+        tmp_path / "violation-1", found, replace(SUBJECT, onward=Onward("12.0", ("newer-qemu",), "QEMU 12.0.0", (12, 0, 0))), ""
+    )
     script, test = (
         (tmp_path / "violation-1" / name).read_text(encoding="utf-8") for name in ("violation_1.py", "test_violation_1.py")
     )
@@ -352,6 +354,30 @@ def test_a_machine_that_moves_to_another_build_does_so_in_the_script_and_in_the_
     assert "machine.migrate(spapr_cell.other_build('12.0'), through=Path(directory, \"state\"))\n" in test
     ast.parse(script)
     ast.parse(test)
+
+
+def test_where_a_machine_broke_that_had_moved_the_row_begins_with_the_newer_build(tmp_path: Path) -> None:
+    onward = replace(SUBJECT, onward=Onward("12.0", ("newer-qemu",), "QEMU 12.0.0", (12, 0, 0)))
+    histories: list[tuple[list[Step], str]] = [([CORE, UNPLUG, PHB], "11.1.3"), ([CORE, UNPLUG, Move(), PHB], "12.0.0")]
+    for number, (steps, seen) in enumerate(histories):
+        found = shrink(broken(steps, dies_of_phb_after_core), lambda _: None, Deadline(0))
+        text = findings.write(tmp_path / f"violation-{number}", found, onward, "")
+        assert text.startswith("QEMU 11.1.3, moving to QEMU 12.0.0, with tcg")
+        report = (tmp_path / f"violation-{number}/report.txt").read_text(encoding="utf-8")
+        assert f'seen="QEMU {seen}"' in report
+
+
+@pytest.mark.parametrize(("bugs", "steps"), [((sound, dies_of_phb_after_core), 3), ((dies_of_phb_after_core, sound), 4)])
+def test_of_two_builds_the_timeline_is_that_of_the_one_that_broke(tmp_path: Path, bugs: tuple[Bug, Bug], steps: int) -> None:
+    one, other = map(FakeWorld, bugs)
+    # Only the first one has done it, so that the two can be told apart.
+    one.do(TakeEvents(), None)
+    scene = FirmwareScene(one, other, ("7.2", "11.1"))
+    with pytest.raises(Violated):
+        for step in (CORE, UNPLUG, PHB):
+            scene.play.do(step)
+    scene.write(tmp_path / "timeline.jsonl", tmp_path / "timeline.txt")
+    assert (tmp_path / "timeline.jsonl").read_text(encoding="utf-8") == f"{steps}\n"
 
 
 def test_the_model_goes_by_what_the_other_build_does_once_the_machine_has_moved() -> None:

@@ -16,7 +16,7 @@ from pytest_spapr.coverage.connectors import read
 from pytest_spapr.explore.search import Ground, Order, Outcome, play_round
 
 from ..plugin.stubs import build, image
-from .explored import HEARS_ALL, FakeGround, dies_of_phb_beside_core
+from .explored import FACTS, HEARS_ALL, FakeGround, FakePair, dies_of_phb_beside_core
 
 Explore = Callable[..., int]
 
@@ -109,6 +109,29 @@ def test_what_is_found_is_printed_and_written_and_played_first_the_next_time(
     assert "A history of an earlier run." in capsys.readouterr().out
     assert spapr(*words, "--fresh") == 0
     assert spapr(*words) == 0, "what no longer breaks is no violation"
+
+
+def test_of_two_builds_what_is_handed_back_is_about_the_one_that_broke(
+    spapr: Explore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = {"7.2": build((7, 2, 22)), "11.1": build((11, 1, 3))}
+    for name, one in made.items():
+        one.features, one.sha256, one.command = HEARS_ALL, "0" * 64, (f"qemu-{name}",)
+    monkeypatch.setattr(Cell, "build", lambda self, *_: made[self.settings.qemu.value])
+    words = ["--no-guest", "--qemu=7.2", "--qemu=11.1", "--examples=400", "--seed=1", "--workers=1", "--first"]
+    assert spapr(*words, ground=FakePair(dies_of_phb_beside_core)) == 1
+    [place] = tmp_path.glob("artefacts/explore-*/violation-1")
+    report = " ".join((place / "report.txt").read_text(encoding="utf-8").split())
+    assert report.startswith("QEMU 11.1.3 (Debian 1:7.2) with tcg")
+    assert "python3 violation_1.py qemu-11.1" in report
+    assert 'seen="QEMU 11.1.3"' in report
+    for name in ("violation_1.py", "test_violation_1.py", "report.txt"):
+        text = (place / name).read_text(encoding="utf-8")
+        assert "power10-spapr-cpu-core" in text
+        assert FACTS.core_type not in text
+    assert "['qemu-11.1']" in (place / "violation_1.py").read_text(encoding="utf-8")
+    # It is played on both again.
+    assert FACTS.core_type in (place / "history.json").read_text(encoding="utf-8")
 
 
 def test_with_first_it_ends_at_the_first_violation(spapr: Explore, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
