@@ -14,7 +14,7 @@ from typing import Any, Final, NoReturn
 from pytest_spapr.errors import DeadlineExpired, MachineDied, QmpRefused, SpaprError
 from pytest_spapr.explore.faults import FAULTS
 from pytest_spapr.explore.guest_script import BY_HAND
-from pytest_spapr.explore.history import Done, Play, Violated, Violation
+from pytest_spapr.explore.history import AT_THE_END, Done, Play, Violated, Violation
 from pytest_spapr.explore.model import Expected
 from pytest_spapr.explore.situation import Held, Moment
 from pytest_spapr.explore.steps import Act, Step
@@ -357,7 +357,11 @@ class GuestPlay(Play):
     # -- the end ---------------------------------------------------------------------------------------------------------------
 
     def _finish(self) -> None:
-        self._tried(self._at_rest)
+        try:
+            self._tried(self._at_rest)
+        except Violated as violated:
+            # The last step may have nothing to do with it.
+            raise Violated(replace(violated.violation, subject=AT_THE_END)) from violated
 
     def _at_rest(self) -> bool:
         """Lift what is on, then compare the views of all that is there, and the guest's resources."""

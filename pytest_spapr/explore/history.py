@@ -22,7 +22,7 @@ _FULL_CHECK: Final = 12
 #: What RCU has to do may make more work for it: it takes some rounds, most often one.
 _SETTLE_SECONDS: Final = 3.0
 #: Where a violation is seen that is not one of the last step alone.
-_CHECK, _SETTLE = "the whole state", "at the end"
+_CHECK, AT_THE_END = "the whole state", "at the end"
 _NUMBERS: Final = re.compile(r"0x[0-9a-f]+|\d+")
 
 
@@ -100,7 +100,7 @@ class Violation:
     @property
     def signature(self) -> str:
         """What went wrong, without ids and numbers, and by what kind of step."""
-        by = (self.subject,) if self.subject in (_CHECK, _SETTLE) else self.shape[-1:]
+        by = (self.subject,) if self.subject in (_CHECK, AT_THE_END) else self.shape[-1:]
         return _NUMBERS.sub("N", ": ".join((*by, self.text)))
 
     def explains(self, other: Violation) -> bool:
@@ -242,10 +242,12 @@ class History(Play):
         self._settle()
         waiting = self._world.do(TakeEvents(), None)
         for line in self._differences(self.model.take(TakeEvents()), waiting):
-            self._violate(line, _SETTLE)
+            self._violate(line, AT_THE_END)
         if self.model.owed:
             # One is enough to be looked at, and only one can be left of a history that is made small.
-            self._violate(f"DEVICE_DELETED never came for a {min(re.sub(_NUMBERS, '', one) for one in self.model.owed)}", _SETTLE)
+            self._violate(
+                f"DEVICE_DELETED never came for a {min(re.sub(_NUMBERS, '', one) for one in self.model.owed)}", AT_THE_END
+            )
         self.check()
 
     def _settle(self) -> None:
@@ -254,9 +256,9 @@ class History(Play):
         while True:
             seen = self._world.settle()
             if seen.end is not None:
-                self._violate(seen.end, _SETTLE, ended=True)
+                self._violate(seen.end, AT_THE_END, ended=True)
             for line in self._events(Expected(), seen):
-                self._violate(line, _SETTLE)
+                self._violate(line, AT_THE_END)
             if not self.model.owed or deadline.expired:
                 break
 

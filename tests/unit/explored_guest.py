@@ -59,6 +59,12 @@ def refuses_dimms_after_a_core(machine: FakeMachine, attempt: Attempt) -> Attemp
     return attempt
 
 
+def lacks_a_block_of_each_dimm(machine: FakeMachine) -> None:
+    """Of each DIMM that is there when all is at rest a block is missing."""
+    blocks = machine.guest.memory.blocks
+    machine.guest.memory.blocks = lambda: blocks()[machine._count(Dimm) :]
+
+
 class FakeMachine:
     """:ivar play: the history on it. :ivar gone: the kinds of what was removed."""
 
@@ -180,11 +186,16 @@ class FakeGuestScene:
 
 
 class FakeGuestGround:
-    def __init__(self, bug: Bug = sound) -> None:
+    """:param lacks: what is wrong with its machines from the begin."""
+
+    def __init__(self, bug: Bug = sound, lacks: Callable[[FakeMachine], None] = lambda _: None) -> None:
         self._bug = bug
+        self._lacks = lacks
 
     def scene(self) -> FakeGuestScene:
-        return FakeGuestScene(self._bug)
+        scene = FakeGuestScene(self._bug)
+        self._lacks(scene.machine)
+        return scene
 
     def rules(self, source: Source) -> type[RuleBasedStateMachine]:
         return guest_rules_for(source)

@@ -28,7 +28,14 @@ from pytest_spapr.explore.steps import Act, Step
 from pytest_spapr.hotplug.attempt import Attempt
 from pytest_spapr.hotplug.outcome import Outcome
 
-from .explored_guest import FakeGuestGround, FakeGuestScene, FakeMachine, refuses_dimms_after_a_core, sound
+from .explored_guest import (
+    FakeGuestGround,
+    FakeGuestScene,
+    FakeMachine,
+    lacks_a_block_of_each_dimm,
+    refuses_dimms_after_a_core,
+    sound,
+)
 from .test_explore import SUBJECT
 
 CORE, DIMM = Act("plug core", {"name": "core1"}), Act("plug dimm", {"name": "dimm1", "lmbs": 1, "backend": "ram"})
@@ -157,6 +164,18 @@ def test_a_guest_without_what_it_should_have_is_a_violation_at_the_end() -> None
     scene.machine.guest.memory.blocks = lambda: range(3)
     with pytest.raises(Violated, match="at rest, the guest's blocks: expected 4, found 3"):
         scene.play.finish()
+
+
+def test_what_is_found_at_rest_is_not_the_last_steps() -> None:
+    ground = FakeGuestGround(lacks=lacks_a_block_of_each_dimm)
+    violations = [play([DIMM, *more], ground) for more in ([CORE, Act("pause"), Act("resume")], [CARD], [])]
+    first, second, short = (one for one in violations if one is not None)
+    assert first.signature == "at the end: at rest, the guest's blocks: expected N, found N"
+    # Nor is it news after another step.
+    assert short.explains(first)
+    assert short.explains(second)
+    small = shrink(first, lambda steps: play(steps, ground), Deadline(60)).violation
+    assert small.steps == (DIMM,)
 
 
 def test_a_death_is_a_violation_with_what_qemu_said() -> None:
