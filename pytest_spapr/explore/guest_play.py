@@ -13,8 +13,8 @@ from typing import Any, Final, NoReturn
 
 from pytest_spapr.errors import DeadlineExpired, MachineDied, QmpRefused, SpaprError
 from pytest_spapr.explore.faults import FAULTS
-from pytest_spapr.explore.guest_script import BY_HAND
-from pytest_spapr.explore.history import AT_THE_END, Done, Play, Violated, Violation
+from pytest_spapr.explore.guest_script import BY_HAND, UNSOUND
+from pytest_spapr.explore.history import AT_THE_END, Done, Play, Rest, Violated, Violation
 from pytest_spapr.explore.model import Expected
 from pytest_spapr.explore.situation import Held, Moment
 from pytest_spapr.explore.steps import Act, Step
@@ -32,10 +32,6 @@ from pytest_spapr.hotplug.pseries import PseriesMachine
 from pytest_spapr.timeline import Lane
 
 _CARD: Final = "virtio-rng-pci"
-# What a sound kernel does not say.
-_UNSOUND: Final = re.compile(
-    r"Oops|BUG:|WARNING: (?!nvram)|Kernel panic|Unable to handle|soft lockup|LOCKUP|rcu.* self-detected|Call Trace"
-)
 _WORDS: Final = re.compile(r"\b(core|dimm|pci|phb|nvdimm)\d+\b")
 
 # Commands that only look.
@@ -83,8 +79,7 @@ class GuestPlay(Play):
     def _do(self, step: Step) -> None:
         assert isinstance(step, Act)
         act: Callable[..., bool] = getattr(self, f"_{step.name.replace(' ', '_')}")
-        self._code, self._shell, self._by_hand = [], [], ""
-        since = self._machine.timeline.mark()
+        since = self._begin()
         self.done.append(Done(step, None, Expected(), self.shape(step)))
         try:
             done = self._tried(lambda: act(**step.arguments))
@@ -95,12 +90,17 @@ class GuestPlay(Play):
         if not done:
             self.done.pop()
 
+    def _begin(self) -> int:
+        """Note from now on how something is done, for who wants to do it again; return where in the timeline it begins."""
+        self._code, self._shell, self._by_hand = [], [], ""
+        return self._machine.timeline.mark()
+
     def _complete(self, since: int) -> None:
-        """Note how the last step was done, for who wants to do it again."""
-        sent: tuple[Mapping[str, Any] | str, ...] = (*self._commands(since), *self._shell)
-        if self._by_hand:
-            sent = ({BY_HAND: self._by_hand},)
-        self.done[-1] = replace(self.done[-1], code=tuple(self._code), sent=sent)
+        """Note how the last step was done."""
+        self.done[-1] = replace(self.done[-1], code=tuple(self._code), sent=self._sent(since))
+
+    def _sent(self, since: int) -> tuple[Mapping[str, Any] | str, ...]:
+        return ({BY_HAND: self._by_hand},) if self._by_hand else (*self._commands(since), *self._shell)
 
     def _commands(self, since: int) -> Iterator[Mapping[str, Any]]:
         for record in self._machine.timeline.since(since, Lane.QMP):
@@ -135,7 +135,7 @@ class GuestPlay(Play):
         records = self._machine.timeline.since(self._heard)
         self._heard = records[-1].seq + 1 if records else self._heard
         for record in records:
-            if record.lane is Lane.KERNEL and _UNSOUND.search(record.text):
+            if record.lane is Lane.KERNEL and UNSOUND.search(record.text):
                 self._violate(f"the guest's kernel says: {record.text}")
 
     # -- what comes ------------------------------------------------------------------------------------------------------------
@@ -357,33 +357,41 @@ class GuestPlay(Play):
     # -- the end ---------------------------------------------------------------------------------------------------------------
 
     def _finish(self) -> None:
+        since = self._begin()
         try:
             self._tried(self._at_rest)
         except Violated as violated:
+            rest = Rest(tuple(self._code), self._sent(since))
             # The last step may have nothing to do with it.
-            raise Violated(replace(violated.violation, subject=AT_THE_END)) from violated
+            raise Violated(replace(violated.violation, subject=AT_THE_END, rest=rest)) from violated
 
     def _at_rest(self) -> bool:
         """Lift what is on, then compare the views of all that is there, and the guest's resources."""
         self._resume()
         for fault in list(self.faults):
             self._fault_off(fault)
-        for held in self.devices.values():
+        for name, held in self.devices.items():
+            if held.pending is None:
+                self._code.append(f"assert {name}.views() == Views(Presence.PRESENT, Presence.PRESENT)")
             views = held.device.views()
             if held.pending is None and (views.qemu, views.guest) != (Presence.PRESENT, Presence.PRESENT):
                 self._violate(f"at rest, a {held.device.kind}: {views}")
-        for name, found, expected in self._resources():
-            if found != expected:
-                self._violate(f"at rest, the guest's {name}: expected {expected}, found {found}")
+        for what, code, before, found, more in self._resources():
+            self._code.append(f"assert len({code}) == {what.lower()} + {more}")
+            if found != before + more:
+                self._violate(f"at rest, the guest's {what}: expected {before + more}, found {found}")
         return True
 
-    def _resources(self) -> Iterator[tuple[str, int, int]]:
+    def _resources(self) -> Iterator[tuple[str, str, int, int, int]]:
+        """Yield each with the code that asks for it, how many there were at first, how many there are, and how many more must be."""
         if any(held.pending for held in self.devices.values()):
             return
         devices = [held.device for held in self.devices.values()]
         guest = self._machine.guest
-        yield "CPUs", len(guest.cpus.present()), self._cpus + sum(one.kind is Kind.CORE for one in devices)
-        yield "blocks", len(guest.memory.blocks()), self._blocks + sum(len(one.drcs) for one in devices if one.kind is Kind.DIMM)
+        cores = sum(one.kind is Kind.CORE for one in devices)
+        lmbs = sum(len(one.drcs) for one in devices if one.kind is Kind.DIMM)
+        yield "CPUs", "machine.guest.cpus.present()", self._cpus, len(guest.cpus.present()), cores
+        yield "blocks", "machine.guest.memory.blocks()", self._blocks, len(guest.memory.blocks()), lmbs
 
 
 def _first_line(error: BaseException) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from pytest_spapr.explore.history import Done, Violation
+from pytest_spapr.explore.history import Done, Rest, Violation
 
 _WIDTH: Final = 120
 _SCRIPT: Final = '''\
@@ -87,16 +88,22 @@ from contextlib import ExitStack
 {imports}
 import pytest
 
-from pytest_spapr import Backend, Contract, PseriesMachine, QmpRefused
+from pytest_spapr import Backend, Contract, Presence, PseriesMachine, QmpRefused
+from pytest_spapr.explore.guest_script import UNSOUND
+from pytest_spapr.hotplug.attempt import Views
 
 
 @pytest.mark.spapr({shape})
 def test_{name}(machine: PseriesMachine, contract: Contract{fixtures}) -> None:
 {steps}
-    assert not any("Oops" in line or "WARNING: CPU" in line for line in machine.guest.dmesg().splitlines())
+    assert not [line for line in machine.guest.dmesg().splitlines() if UNSOUND.search(line)]
 '''
+_AT_FIRST: Final = "cpus, blocks = len(machine.guest.cpus.present()), len(machine.guest.memory.blocks())"
 
-
+#: What a sound kernel does not say.
+UNSOUND: Final = re.compile(
+    r"Oops|BUG:|WARNING: (?!nvram)|Kernel panic|Unable to handle|soft lockup|LOCKUP|rcu.* self-detected|Call Trace"
+)
 #: What a step asks a person for, who then has a QEMU with its monitor at the same place.
 BY_HAND: Final = "by hand"
 
@@ -108,19 +115,28 @@ def script(violation: Violation, story: str, name: str, machine: Sequence[str]) 
 
     :param name: of its file. :param machine: arguments of the QEMU that it was seen with.
     """
-    steps = textwrap.indent("\n".join(f"{line}," for done in violation.done for line in _lines(done)), " " * 4)
+    steps = textwrap.indent("\n".join(f"{line}," for done in _all(violation) for line in _lines(done)), " " * 4)
     return _SCRIPT.format(story=_wrapped(story), name=name, machine=" ".join(machine), steps=steps)
 
 
 def test(violation: Violation, story: str, name: str, shape: Mapping[str, Any]) -> str:
     """Return a test that fails where it broke. :param name: of the test, without ``test_``. :param shape: of its machine."""
-    steps = textwrap.indent("\n".join(line for done in violation.done for line in done.code), " " * 4)
+    # What is there at rest is more than was there at first.
+    code = [
+        *([_AT_FIRST] if violation.rest.code else []),
+        *(line for done in _all(violation) for line in done.code),
+    ]
+    steps = textwrap.indent("\n".join(code), " " * 4)
     given = ", ".join(f"{key}={value!r}" for key, value in shape.items())
     imports, fixtures = ("from pathlib import Path\n", ", tmp_path: Path") if "tmp_path" in steps else ("", "")
     return _TEST.format(story=_wrapped(story), name=name, shape=given, steps=steps, imports=imports, fixtures=fixtures)
 
 
-def _lines(done: Done) -> Iterator[str]:
+def _all(violation: Violation) -> list[Done | Rest]:
+    return [*violation.done, violation.rest]
+
+
+def _lines(done: Done | Rest) -> Iterator[str]:
     # As Python has it, not JSON.
     for sent in done.sent:
         yield repr(json.loads(json.dumps(sent)))

@@ -47,6 +47,14 @@ class Done:
 
 
 @dataclass(frozen=True, slots=True)
+class Rest:
+    """What follows the last step. :ivar code: as of :class:`Done`. :ivar sent: as of :class:`Done`."""
+
+    code: tuple[str, ...] = ()
+    sent: tuple[Mapping[str, Any] | str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Violation:
     """Something that must not be.
 
@@ -55,6 +63,7 @@ class Violation:
     :ivar defect: the known one that it is, where the machine told.
     :ivar states: what connectors had to be in, but for those that are configured.
     :ivar twins: what broke on each of two builds that were to do the same; empty where there is one build.
+    :ivar rest: how the machine was brought to rest after the last step, and what was held against it then, where that is what broke.
     :ivar drivers: what the build that broke calls the device models that its steps name otherwise.
     :ivar places: bus, slot and function of the devices that had to be there; of a PCI device that was to come, also its own.
     """
@@ -67,6 +76,7 @@ class Violation:
     states: Mapping[int, State] = field(default_factory=dict)
     places: frozenset[tuple[str, int, int]] = frozenset()
     twins: tuple[Violation | None, ...] = ()
+    rest: Rest = field(default_factory=Rest)
     drivers: Mapping[str, str] = field(default_factory=dict)
 
     @property

@@ -74,6 +74,7 @@ class FakeMachine:
         self.gone: list[str] = []
         self.bug = bug
         self.attempts: list[Attempt] = []
+        self.plugged: list[Any] = []
         self.spec = self.build = None
         self.process = SimpleNamespace(argv=("qemu-system-ppc64", "-machine", f"pseries,x-vof={'on' if vof else 'off'}"))
         self.cores = SimpleNamespace(plug=lambda: self._new(Core, (0x10000008,)))
@@ -92,6 +93,7 @@ class FakeMachine:
             memory=SimpleNamespace(offline_refused=self._fault, blocks=lambda: range(4 + self._lmbs()), remove=lambda drc: None),
             rtas_errd=faults,
             drmgr=faults,
+            dmesg=lambda: "\n".join(record.text for record in self.timeline.since(0, Lane.KERNEL)),
         )
 
     def says(self, text: str) -> None:
@@ -118,11 +120,14 @@ class FakeMachine:
         yield
 
     def _count(self, kind: type) -> int:
-        return sum(isinstance(held.device, kind) for held in self.play.devices.values()) if hasattr(self, "play") else 0
+        return sum(isinstance(one, kind) for one in self._devices())
 
     def _lmbs(self) -> int:
-        devices = [held.device for held in self.play.devices.values()] if hasattr(self, "play") else []
-        return sum(len(one.drcs) for one in devices if isinstance(one, Dimm))
+        return sum(len(one.drcs) for one in self._devices() if isinstance(one, Dimm))
+
+    def _devices(self) -> list[Any]:
+        """Return what is there; without a history on it, nothing goes."""
+        return [held.device for held in self.play.devices.values()] if hasattr(self, "play") else self.plugged
 
     def _new(self, kind: type[Any], drcs: tuple[int, ...], **attributes: Any) -> Any:
         """Return a device of a class, whose unplugs are what the contract promises."""
@@ -145,7 +150,8 @@ class FakeMachine:
             def views(self) -> Views:
                 return PRESENT
 
-        return Fake()
+        self.plugged.append(Fake())
+        return self.plugged[-1]
 
     def come(self, promised: Expectation) -> Attempt:
         attempt = self.bug(

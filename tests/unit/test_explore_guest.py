@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,6 +30,7 @@ from pytest_spapr.hotplug.attempt import Attempt
 from pytest_spapr.hotplug.outcome import Outcome
 
 from .explored_guest import (
+    CONTRACT,
     FakeGuestGround,
     FakeGuestScene,
     FakeMachine,
@@ -176,6 +178,43 @@ def test_what_is_found_at_rest_is_not_the_last_steps() -> None:
     assert short.explains(second)
     small = shrink(first, lambda steps: play(steps, ground), Deadline(60)).violation
     assert small.steps == (DIMM,)
+
+
+def test_the_test_of_what_was_found_at_rest_does_and_asks_the_same() -> None:
+    steps = [CORE, DIMM, fault("on", "offline refused"), Act("pause")]
+    violation = play([*steps[:3]], FakeGuestGround(lacks=lacks_a_block_of_each_dimm))
+    paused = play([CORE, DIMM, steps[-1]], FakeGuestGround(lacks=lacks_a_block_of_each_dimm))
+    assert violation is not None
+    assert paused is not None
+    for found, lifted, sent in (
+        (violation, "    fault2.close()\n", "echo 0 > "),
+        (paused, "    machine.stop()\n    machine.cont()\n", "HISTORY"),
+    ):
+        text = guest_script.test(found, "It was so.", "history", {})
+        assert lifted in text
+        assert "    assert core1.views() == Views(Presence.PRESENT, Presence.PRESENT)\n" in text
+        assert "    assert len(machine.guest.cpus.present()) == cpus + 1\n" in text
+        assert sent in guest_script.script(found, "It was so.", "history.py", ())
+        names: dict[str, Any] = {}
+        exec(text, names)
+        names["test_history"](FakeMachine(sound), CONTRACT)
+        lacking = FakeMachine(sound)
+        lacks_a_block_of_each_dimm(lacking)
+        with pytest.raises(AssertionError):
+            names["test_history"](lacking, CONTRACT)
+
+
+@pytest.mark.parametrize("text", ["watchdog: BUG: soft lockup - CPU#0 stuck", "Call Trace:", "WARNING: at mm/page.c:1"])
+def test_the_test_of_what_was_found_holds_the_kernel_to_what_the_search_does(text: str) -> None:
+    scene = FakeGuestScene(sound)
+    scene.play.do(CORE)
+    names: dict[str, Any] = {}
+    exec(guest_script.test(Violation(tuple(scene.play.done), "", ""), "It was so.", "history", {}), names)
+    machine = FakeMachine(sound)
+    names["test_history"](machine, CONTRACT)
+    machine.says(text)
+    with pytest.raises(AssertionError):
+        names["test_history"](machine, CONTRACT)
 
 
 def test_a_death_is_a_violation_with_what_qemu_said() -> None:
