@@ -14,10 +14,11 @@ from pytest_spapr.coverage import connectors
 from pytest_spapr.coverage.replay import Driven
 from pytest_spapr.deadline import Deadline
 from pytest_spapr.errors import ConfigError, DeadlineExpired, MachineDied, MachineError, QmpRefused
+from pytest_spapr.explore import observe
 from pytest_spapr.explore.findings import Subject
 from pytest_spapr.explore.history import History, Twins, Violation
 from pytest_spapr.explore.known import Avoid, known_defect
-from pytest_spapr.explore.model import DELETED, Facts
+from pytest_spapr.explore.model import Facts
 from pytest_spapr.explore.script import Onward
 from pytest_spapr.explore.search import Source
 from pytest_spapr.explore.steps import Aside, Call, Command, Move, OddCall, Step, TakeEvents, named
@@ -33,7 +34,7 @@ from pytest_spapr.qemu.plugged import plugged, settled
 from pytest_spapr.qemu.process import exit_in_words
 from pytest_spapr.qemu.qtest import Qtest
 from pytest_spapr.qemu.vmstate import device_state
-from pytest_spapr.timeline import Lane, Record, Timeline
+from pytest_spapr.timeline import Lane, Timeline
 
 if TYPE_CHECKING:
     from hypothesis.stateful import RuleBasedStateMachine
@@ -43,8 +44,6 @@ if TYPE_CHECKING:
 #: More than a history can use up. A core that comes takes one of TCG's contexts for good (known defect ``tcg-contexts-run-out``).
 SHAPE: Final[dict[str, Any]] = {"max_cpus": 128, "slots": 32, "memory": 256, "max_memory": 32768}
 _VERSIONED: Final = re.compile(r"pseries-(\d+\.\d+)")
-#: A command that fails has QEMU run what waits for RCU (drain_call_rcu in qmp_device_add): the end of PCI devices and PHBs.
-DRAIN: Final = Command("device_add", {"driver": "no-such-device"})
 
 
 class FirmwareWorld:
@@ -122,14 +121,10 @@ class FirmwareWorld:
         # Also what came between two steps: RCU lets go of things when it likes.
         records = self.machine.timeline.since(self._seen)
         self._seen = records[-1].seq + 1 if records else self._seen
-        attached = sorted({found for record in records if (found := drc.traced(record, drc.ATTACH)) is not None})
-        if isinstance(step, Move):
-            # Another QEMU's, of what the model has.
-            attached = []
-        events = tuple(event for record in records if (event := _about_unplug(record)))
-        return Seen(
-            refusal=refusal, status=status, count=count, attached=tuple(attached), events=events, end=end, options=options
-        )
+        # Those of a move are another QEMU's, of what the model has.
+        attached = () if isinstance(step, Move) else observe.attached(records)
+        events = tuple(event for record in records if (event := observe.about_unplug(record)))
+        return Seen(refusal=refusal, status=status, count=count, attached=attached, events=events, end=end, options=options)
 
     def _execute(self, monitor: Qmp, command: Command) -> None:
         own = named(command, self.drivers)
@@ -158,7 +153,7 @@ class FirmwareWorld:
         return tuple(word for one in settled(self.machine.qmp, plugged(records)) for word in one.options())
 
     def settle(self) -> Seen:
-        seen = self.do(DRAIN, None)
+        seen = self.do(observe.DRAIN, None)
         return Seen(events=seen.events, end=seen.end)
 
     def states(self) -> Mapping[int, State]:
@@ -169,8 +164,7 @@ class FirmwareWorld:
 
     def inventory(self) -> frozenset[str]:
         with self._lives():
-            children = self.machine.qmp.execute("qom-list", {"path": "/machine/peripheral"})
-        return frozenset(child["name"] for child in children if child["type"].startswith("child<"))
+            return observe.devices(self.machine.qmp)
 
     def driven(self) -> Driven:
         return connectors.driven(self.machine)
@@ -314,13 +308,3 @@ def machine_arguments(build: QemuBuild, accelerator: str, shape: Mapping[str, An
         *("-cpu", cpu_model(build, spec), "-smp", f"{spec.vcpus},maxcpus={spec.max_cpus}"),
         *("-m", f"{spec.memory}M,slots={spec.slots},maxmem={spec.max_memory}M"),
     )
-
-
-def _about_unplug(record: Record) -> tuple[str, str] | None:
-    """Return an event about an unplug, with its device; those without an id are of parts of devices."""
-    if record.lane is not Lane.EVENT or record.data is None or record.event is None:
-        return None
-    if record.event != DELETED and "UNPLUG" not in record.event:
-        return None
-    device = record.data.get("data", {}).get("device")
-    return (record.event, str(device)) if device is not None else None

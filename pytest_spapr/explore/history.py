@@ -10,17 +10,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, NoReturn, Protocol
 
 from pytest_spapr.deadline import Deadline
+from pytest_spapr.explore import observe
 from pytest_spapr.explore.model import DELETED, Expected, Model
 from pytest_spapr.explore.steps import Aside, Call, Command, Move, Step, TakeEvents, named
 from pytest_spapr.explore.world import Seen, World, WorldEnded
 from pytest_spapr.hotplug.drc_model import State, class_of
-from pytest_spapr.hotplug.outcome import Kind
 from pytest_spapr.hotplug.rtas import Status
 
 #: After so many steps, and at its end, the whole of QEMU's state is held against the model's. It costs 0.02 s.
 _FULL_CHECK: Final = 12
-#: What RCU has to do may make more work for it: it takes some rounds, most often one.
-_SETTLE_SECONDS: Final = 3.0
 #: Where a violation is seen that is not one of the last step alone.
 _CHECK, AT_THE_END = "the whole state", "at the end"
 _NUMBERS: Final = re.compile(r"0x[0-9a-f]+|\d+")
@@ -65,7 +63,7 @@ class Violation:
     :ivar twins: what broke on each of two builds that were to do the same; empty where there is one build.
     :ivar rest: how the machine was brought to rest after the last step, and what was held against it then, where that is what broke.
     :ivar drivers: what the build that broke calls the device models that its steps name otherwise.
-    :ivar places: bus, slot and function of the devices that had to be there; of a PCI device that was to come, also its own.
+    :ivar devices: those that had to be there, the last one to come included, with bus, slot and function, if it has them.
     """
 
     done: tuple[Done, ...]
@@ -74,7 +72,7 @@ class Violation:
     ended: bool = False
     defect: str | None = None
     states: Mapping[int, State] = field(default_factory=dict)
-    places: frozenset[tuple[str, int, int]] = frozenset()
+    devices: Mapping[str, tuple[str, int, int]] = field(default_factory=dict)
     twins: tuple[Violation | None, ...] = ()
     rest: Rest = field(default_factory=Rest)
     drivers: Mapping[str, str] = field(default_factory=dict)
@@ -262,7 +260,7 @@ class History(Play):
 
     def _settle(self) -> None:
         """Wait for what is owed, for some time."""
-        deadline = Deadline(_SETTLE_SECONDS)
+        deadline = Deadline(observe.SETTLE_SECONDS)
         while True:
             seen = self._world.settle()
             if seen.end is not None:
@@ -273,11 +271,11 @@ class History(Play):
                 break
 
     def _violate(self, text: str, subject: str, *, ended: bool = False) -> NoReturn:
-        places = frozenset((one.bus, one.slot, one.function) for one in self.model.devices.values() if one.kind is Kind.PCI)
+        devices = {one.id: (one.bus, one.slot, one.function) for one in self.model.devices.values()}
         states = self._expected_states()
         drivers = self._world.drivers
         raise Violated(
-            Violation(tuple(self.done), text, subject, ended=ended, states=states, places=places, drivers=drivers),
+            Violation(tuple(self.done), text, subject, ended=ended, states=states, devices=devices, drivers=drivers),
         )
 
     def _expected_states(self) -> dict[int, State]:

@@ -49,7 +49,7 @@ def _died_of_a_second_function(violation: Violation) -> bool:
     bus, (slot, function) = _last(violation)["bus"], place_of(_last(violation)["addr"])
     # What QEMU had to take stands in its place by now.
     refused = violation.done[-1].expected.refused
-    return refused and function != 0 and (bus, slot, function) in violation.places
+    return refused and function != 0 and (bus, slot, function) in violation.devices.values()
 
 
 def _misses_slot_31(violation: Violation) -> bool:

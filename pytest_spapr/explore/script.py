@@ -172,8 +172,9 @@ from pathlib import Path
 
 import pytest
 
-from pytest_spapr import Lane, LaunchMachine, PlayedGuest, QmpRefused, Qtest
-{imports}from pytest_spapr.hotplug.drc import connector_states
+from pytest_spapr import LaunchMachine, PlayedGuest, QmpRefused, Qtest
+{imports}from pytest_spapr.explore.observe import devices, plugs, settle, told
+from pytest_spapr.hotplug.drc import connector_states
 from pytest_spapr.hotplug.drc_model import State, Transition
 from pytest_spapr.hotplug.rtas import Status
 from pytest_spapr.qemu.vmstate import device_state
@@ -187,13 +188,9 @@ def test_{name}(launch_machine: LaunchMachine{fixtures}) -> None:
             guest = PlayedGuest(qtest)
             execute = machine.qmp.execute
 {steps}
-            # One that fails has QEMU run what waits for RCU.
-            with pytest.raises(QmpRefused):
-                execute("device_add", {{"driver": "no-such-device"}})
-            events = [record.data for record in machine.timeline.since(0, Lane.EVENT) if record.data is not None]
-            about = [one for one in events if one["event"] == "{deleted}" or "UNPLUG" in one["event"]]
-            told = Counter((one["event"], one["data"]["device"]) for one in about if "device" in one["data"])
-            assert told == Counter({told})
+            settle(machine, {ends})
+            assert told(machine) == Counter({told})
+            assert devices(machine.qmp) == {devices}
             state = device_state(machine.qmp)
             assert state is not None
             assert connector_states(state) == {states}
@@ -255,8 +252,9 @@ def test(violation: Violation, story: str, name: str, shape: Mapping[str, Any], 
         fixtures=", spapr_cell: Cell" if onward else "",
         shape=", ".join(f"{key}={value!r}" for key, value in shape.items()),
         steps=steps,
-        deleted=DELETED,
+        ends=sum(times for (event, _), times in told.items() if event == DELETED),
         told=dict(told),
+        devices=f"set({sorted(violation.devices)})",
         states="{" + ", ".join(f"{index:#x}: State.{state.name}" for index, state in sorted(violation.states.items())) + "}",
     )
 
@@ -286,11 +284,12 @@ def _asserted(done: Done, onward: Onward | None) -> Iterator[str]:
     match done.step:
         case Command("system_reset"):
             yield "machine.reset(wait=False)"
-        case Command(name, arguments) if done.expected.refused:
-            yield "with pytest.raises(QmpRefused):"
-            yield f"    execute({_arguments(name, arguments)})"
-        case Command(name, arguments):
-            yield f"execute({_arguments(name, arguments)})"
+        case Command("device_add") as command:
+            yield "since = machine.timeline.mark()"
+            yield from _executed(command, done.expected.refused)
+            yield f"assert plugs(machine, since) == {done.expected.attached}"
+        case Command() as command:
+            yield from _executed(command, done.expected.refused)
         case Call(transition):
             assert done.expected.status is not None
             status = done.expected.status.name
@@ -311,6 +310,12 @@ def _asserted(done: Done, onward: Onward | None) -> Iterator[str]:
             yield f"assert qtest.take_events() == {done.expected.count}"
         case Act():
             raise ValueError("this is a step with a guest")
+
+
+def _executed(command: Command, refused: bool) -> Iterator[str]:
+    if refused:
+        yield "with pytest.raises(QmpRefused):"
+    yield f"{'    ' * refused}execute({_arguments(command.name, command.arguments)})"
 
 
 def _arguments(name: str, arguments: Mapping[str, Any]) -> str:

@@ -102,7 +102,8 @@ def played(ground: FirmwareGround) -> Violation:
         scene.close()
     assert [done.step for done in scene.play.done] == steps
     states = {index: state for index, state in scene.play.model.connectors.items() if state is not State.CONFIGURED}
-    return Violation(tuple(scene.play.done), "", "", states=states)
+    devices = dict.fromkeys(scene.play.model.devices, ("", 0, 0))
+    return Violation(tuple(scene.play.done), "", "", states=states, devices=devices)
 
 
 def test_the_test_of_what_was_found_passes_where_nothing_breaks(

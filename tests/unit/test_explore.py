@@ -14,7 +14,7 @@ import pytest
 
 from pytest_spapr.deadline import Deadline
 from pytest_spapr.errors import ConfigError
-from pytest_spapr.explore import findings, history, known
+from pytest_spapr.explore import findings, known, observe
 from pytest_spapr.explore.campaign import Campaign
 from pytest_spapr.explore.firmware import FirmwareScene, shape_for
 from pytest_spapr.explore.history import Done, History, Twins, Violated, Violation
@@ -193,7 +193,7 @@ def test_each_thing_that_is_not_as_the_model_says_is_a_violation(seen: Seen, tex
 @pytest.fixture(autouse=True)
 def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """The fake has nothing under way."""
-    monkeypatch.setattr(history, "_SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(observe, "SETTLE_SECONDS", 0.0)
 
 
 def test_an_event_that_never_comes_is_a_violation_at_the_end() -> None:
