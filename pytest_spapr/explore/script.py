@@ -87,7 +87,13 @@ class Machine:
         await self.execute(name, arguments, qmp)
         await qmp.disconnect()
 
+    async def drain(self):
+        """By a command that fails, which has QEMU run what waits for RCU: the end of PCI devices and PHBs."""
+        await self.execute("device_add", {{"driver": "no-such-device"}})
+
     async def migrate(self, *options, stored=False):
+        # What is on its way to its end can be told to no other QEMU.
+        await self.drain()
         other, place = Machine(self.directory, ONWARD), f"{{self.other}}.move"
         away, home = (f"exec:cat > {{place}}", f"exec:cat {{place}}") if stored else [f"unix:{{place}}"] * 2
         await other.start(*options, "-incoming", "defer")
@@ -145,8 +151,7 @@ class Machine:
 
 async def history(machine):
 {steps}
-    # One that fails has QEMU run what waits for RCU.
-    await machine.execute("device_add", {{"driver": "no-such-device"}})
+    await machine.drain()
 
 
 async def main():
@@ -240,9 +245,12 @@ def test(violation: Violation, story: str, name: str, shape: Mapping[str, Any], 
 
     :param name: of the test, without ``test_``. :param shape: of its machine. :param onward: as for :func:`script`.
     """
-    steps = textwrap.indent("\n".join(line for done in violation.own for line in _asserted(done, onward)), " " * 12)
     told: Counter[tuple[str, str]] = Counter()
-    for done in violation.done:
+    lines: list[str] = []
+    for done in violation.own:
+        if isinstance(done.step, Move):
+            lines += ["# What is on its way to its end can be told to no other QEMU.", f"settle(machine, {_ends(told)})"]
+        lines += _asserted(done, onward)
         told.update(done.expected.told)
         told.update((DELETED, device) for device in done.expected.deleted)
     return _TEST.format(
@@ -251,12 +259,16 @@ def test(violation: Violation, story: str, name: str, shape: Mapping[str, Any], 
         imports="from pytest_spapr.cells import Cell\n" if onward else "",
         fixtures=", spapr_cell: Cell" if onward else "",
         shape=", ".join(f"{key}={value!r}" for key, value in shape.items()),
-        steps=steps,
-        ends=sum(times for (event, _), times in told.items() if event == DELETED),
+        steps=textwrap.indent("\n".join(lines), " " * 12),
+        ends=_ends(told),
         told=dict(told),
         devices=f"set({sorted(violation.devices)})",
         states="{" + ", ".join(f"{index:#x}: State.{state.name}" for index, state in sorted(violation.states.items())) + "}",
     )
+
+
+def _ends(told: Counter[tuple[str, str]]) -> int:
+    return sum(times for (event, _), times in told.items() if event == DELETED)
 
 
 def _plain(done: Done) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ from pytest_spapr.errors import QmpRefused
 from pytest_spapr.explore import observe, script
 from pytest_spapr.explore.history import History, Violated, Violation
 from pytest_spapr.explore.model import DELETED
-from pytest_spapr.explore.steps import Command, Step
+from pytest_spapr.explore.steps import Command, Move, Step
 from pytest_spapr.hotplug import drc
 from pytest_spapr.timeline import Lane, Timeline
 
@@ -57,6 +58,10 @@ class FakeMachine:
                 return [{"name": "type", "type": "string"}, *({"name": one, "type": "child<x>"} for one in self._devices)]
         return None
 
+    def migrate(self, through: Path | None = None) -> None:
+        # Of what is owed another QEMU knows nothing.
+        self._owed.clear()
+
     def _drain(self) -> None:
         for device, rounds in list(self._owed.items()):
             self._owed[device] = rounds - 1
@@ -81,10 +86,10 @@ def run(violation: Violation, machine: FakeMachine) -> None:
     exec(script.test(violation, "It was so.", "history", {}), names)
 
     @contextmanager
-    def at(path: Path) -> Iterator[None]:
-        yield
+    def at(path: Path) -> Iterator[Any]:
+        yield names["Qtest"]
 
-    names["Qtest"] = type("Qtest", (), {"at": at, "arguments": lambda _: ()})
+    names["Qtest"] = type("Qtest", (), {"at": at, "arguments": lambda _: (), "reconnect": lambda _: None})
     names["PlayedGuest"] = lambda _: None
     names["device_state"] = lambda _: b""
     names["connector_states"] = lambda _: violation.states
@@ -118,3 +123,27 @@ def test_the_test_of_a_history_waits_for_what_takes_some_rounds_and_not_for_ever
     monkeypatch.setattr(observe, "SETTLE_SECONDS", 0.0)
     with pytest.raises(AssertionError):
         run(history(CORE, UNPLUG), FakeMachine(rounds=3))
+
+
+def test_before_a_move_the_test_waits_for_what_can_be_told_to_no_other_qemu() -> None:
+    run(history(CORE, UNPLUG, Move(), CORE, UNPLUG), FakeMachine(rounds=2))
+
+
+def test_the_program_has_qemu_run_what_waits_for_rcu_before_a_move() -> None:
+    text = script.script(history(CORE, UNPLUG, Move()), "It was so.", "history.py", ("qemu",), ())
+    names: dict[str, Any] = {"__name__": "history"}
+    exec(text.replace("asyncio.run(main())", ""), names)
+    asked: list[str] = []
+
+    whole: Any = names["Machine"]
+
+    class Machine(whole):  # type: ignore[misc]
+        async def execute(self, name: str, arguments: Any = None, qmp: Any = None) -> None:
+            asked.append(str((arguments or {}).get("driver", name)))
+            if asked.count("no-such-device") == 1 and name != "device_del":
+                # The move itself is not for a fake.
+                raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        asyncio.run(names["history"](Machine("directory")))
+    assert asked == [FACTS.core_type, "device_del", "no-such-device"]
