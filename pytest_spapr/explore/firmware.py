@@ -183,13 +183,19 @@ class FirmwareWorld:
             raise WorldEnded(self._end(error)) from error
 
     def _end(self, error: Exception) -> str:
-        """Return how QEMU ended, in words that tell one defect from another."""
+        """Return how QEMU ended, in words that tell one defect from another.
+
+        :raises OSError: it has not, and this host is in the way: no space, or no descriptors.
+        """
         if not isinstance(error, (MachineDied, DeadlineExpired)):
             # The connection broke before the process's end was seen.
             try:
                 self.machine.qmp.execute("query-status")
             except (MachineDied, DeadlineExpired) as ended:
                 error = ended
+            else:
+                if isinstance(error, OSError) and not isinstance(error, (ConnectionError, TimeoutError)):
+                    raise error
         if not isinstance(error, MachineDied):
             return f"QEMU does not answer: {error}"
         said = next((line for line in error.stderr if "ssert" in line or "corrupt" in line or "ERROR" in line), "")
