@@ -26,7 +26,7 @@ def spread(work: Callable[[Connection, G], None], given: G, count: int, tasks: I
     An error or Ctrl-C ends all processes.
 
     :param work: what a process does, a function of a module: :func:`serve` with what it needs. :param given: for all of them.
-    :raises MachineError: a process ended before its task did.
+    :raises MachineError: a process ended before its task did, or before there was one for it.
     """
     with _workers(work, given, count) as workers:
         busy: dict[Connection, T] = {}
@@ -34,23 +34,23 @@ def spread(work: Callable[[Connection, G], None], given: G, count: int, tasks: I
         while True:
             while idle and (task := next(tasks, None)) is not None:
                 busy[connection := idle.pop()] = task
-                connection.send(task)
+                _send(connection, task, workers[connection], f"was to play {task}")
             if not busy:
                 return
             for connection in _ready(busy):
                 task = busy.pop(connection)
                 try:
                     result: R = connection.recv()
-                except EOFError:
-                    status = _status(workers[connection])
-                    raise MachineError(f"the process that played {task} ended with status {status}") from None
+                except (EOFError, ConnectionError):
+                    # The latter where it had not even read its task.
+                    raise _ended(workers[connection], f"played {task}") from None
                 idle.append(connection)
                 yield task, result
 
 
 def serve(connection: Connection, act: Callable[[T], R]) -> None:
     """Be a worker: act on what comes, until None comes or whoever sends is gone."""
-    with suppress(BrokenPipeError, EOFError):
+    with suppress(ConnectionError, EOFError):
         while (task := connection.recv()) is not None:
             connection.send(act(task))
 
@@ -75,8 +75,8 @@ def _workers(work: Callable[[Connection, G], None], given: G, count: int) -> Ite
             theirs.close()
             workers[ours] = process
         yield workers
-        for connection in workers:
-            connection.send(None)
+        for connection, process in workers.items():
+            _send(connection, None, process, "had no more to play")
         for process in workers.values():
             process.join()
     finally:
@@ -93,9 +93,17 @@ def _ready(busy: Iterable[Connection]) -> list[Connection]:
     return [connection for connection in busy if connection in ready]
 
 
-def _status(process: SpawnProcess) -> int | None:
+def _send(connection: Connection, task: object, process: SpawnProcess, what: str) -> None:
+    """Give a process a task, or None. :param what: the process was to do, in words. :raises MachineError: it has ended."""
+    try:
+        connection.send(task)
+    except ConnectionError:
+        raise _ended(process, what) from None
+
+
+def _ended(process: SpawnProcess, what: str) -> MachineError:
     process.join()
-    return process.exitcode
+    return MachineError(f"the process that {what} ended with status {process.exitcode}")
 
 
 def _die_with_parent() -> None:
