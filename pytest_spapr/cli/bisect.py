@@ -9,7 +9,6 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from types import FrameType
 from typing import Final
@@ -21,7 +20,7 @@ from pytest_spapr.bisect.making import BINARIES, OPTIONS, Making
 from pytest_spapr.bisect.search import Found, Search, flaky_commits, untold_commits
 from pytest_spapr.bisect.step import Plan
 from pytest_spapr.builds.source import TREES
-from pytest_spapr.cli.run import Areas, Run, number_of
+from pytest_spapr.cli.run import Areas, Run, number_of, writable
 from pytest_spapr.errors import ConfigError
 
 _FOUND, _SUSPECTS = 0, 1
@@ -85,7 +84,7 @@ def _bisect(run: Run) -> int:
     place = f"bisect-{kind}-{hashlib.sha256(str(repository.root).encode()).hexdigest()[:_SHORT]}"
     with run.cache.lock(f"{TREES}-{place}", run.progress), _terminable():
         root = run.cache.directory(TREES, place)
-        output = _output(arguments.output)
+        output = writable(arguments.output.absolute(), "bisect")
         settings = {name: vars(arguments)[name] for name in ("cache_dir", "debian_mirror", "offline")}
         settings["cache_dir"] = str(run.cache.root)
         plan = Plan(str(root), str(output), str(Path.cwd()), arguments.test, making, settings, arguments.runs)
@@ -119,15 +118,6 @@ def _making(arguments: argparse.Namespace, kind: str) -> Making:
     making = Making(kind, jobs, arguments.build, arguments.binary or BINARIES[kind], config)
     making.check()
     return making
-
-
-def _output(base: Path) -> Path:
-    directory = base.absolute() / f"bisect-{datetime.now().astimezone():%Y%m%dT%H%M%S.%f}-{os.getpid()}"
-    try:
-        directory.mkdir(parents=True)
-    except OSError as error:
-        raise ConfigError(f"{directory} cannot be made: {error.strerror}. Name another directory with --output.") from error
-    return directory
 
 
 @contextmanager

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import datetime
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pytest_spapr.cells import Cell, make_cells
 from pytest_spapr.cli.battery import obtain, settings_of
-from pytest_spapr.cli.run import Areas, Run, number_of
+from pytest_spapr.cli.run import Areas, Run, number_of, writable
 from pytest_spapr.cli.workers import serve, spread
 from pytest_spapr.config import Settings
 from pytest_spapr.coverage import connectors
@@ -135,6 +134,9 @@ def _explore(run: Run) -> int:
             f"{len(settings)} pairs of a QEMU and an image are set, by --qemu, --image, SPAPR_QEMU or SPAPR_IMAGE: expected one, or two "
             "builds with --no-guest."
         )
+    if arguments.onward and (guest or len(settings) > 1):
+        raise ConfigError("--onward is for one build with --no-guest: its machines move to the other one.")
+    directory = writable(arguments.output, "explore")
     cell, *others = obtain(run, settings) if guest else _without_guest(run, settings)
     onward = _onward(cell, arguments.onward)
     # One for each build: what is handed back is about the one that broke.
@@ -142,8 +144,6 @@ def _explore(run: Run) -> int:
     subject = subjects[0]
     seed = secrets.randbelow(_SEEDS) if arguments.seed is None else arguments.seed
     seconds = 60 * (arguments.minutes or _MINUTES) if arguments.minutes or arguments.examples is None else float("inf")
-    # To the microsecond: a process may explore more than once.
-    directory = arguments.output / f"explore-{datetime.now().astimezone():%Y%m%dT%H%M%S.%f}-{os.getpid()}"
     store = directory / "histories" if arguments.fresh else _store(run, cell, onward, guest=guest)
     campaign = Campaign(seed, Deadline(seconds), arguments.examples, arguments.guided, cell.build().features, store)
     campaign.round = _ROUND_WITH_GUEST if guest else _ROUND
@@ -215,8 +215,6 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ConfigError("--image has no meaning with --no-guest: leave out one of them.")
     if arguments.guided and not arguments.no_guest:
         raise ConfigError("--guided is for --no-guest, where the connectors' states are known at each step: give both.")
-    if arguments.onward and (not arguments.no_guest or len(arguments.qemu or ()) > 1):
-        raise ConfigError("--onward is for one build with --no-guest: its machines move to the other one.")
     if unknown := sorted(set(arguments.forget) - KNOWN_DEFECTS.keys()):
         raise ConfigError(f"--forget={unknown[0]}: no known defect is called so; `spapr defects` lists them.")
     if importlib.util.find_spec("hypothesis") is None:

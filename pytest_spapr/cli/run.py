@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
+import tempfile
 from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
 from typing import TypeAlias
 
 from pytest_spapr import config
@@ -31,6 +35,23 @@ class Run:
 def tell_removed(entry: Entry) -> None:
     """Print that an entry of the cache was removed, and what it took."""
     print(f"removed {entry.path} ({megabytes(entry.size)})")
+
+
+def writable(output: Path, own: str = "") -> Path:
+    """Return the directory that ``--output`` names, made if need be.
+
+    :param own: what a new directory in it is called, with the time and this process: then that one is returned.
+    :raises ConfigError: nothing can be written there: better now than after half an hour.
+    """
+    # To the microsecond: a process may write more than once.
+    directory = output / f"{own}-{datetime.now().astimezone():%Y%m%dT%H%M%S.%f}-{os.getpid()}" if own else output
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise ConfigError(f"--output={output}: nothing can be written there: {error.strerror}.") from error
+    return directory
 
 
 def number_of(what: str) -> Callable[[str], int]:

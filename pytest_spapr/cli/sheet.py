@@ -14,9 +14,8 @@ from pytest_spapr.battery.scenarios import chosen
 from pytest_spapr.cells import Cell
 from pytest_spapr.cli.battery import add_options, obtain, settings_of
 from pytest_spapr.cli.crew import Task, play
-from pytest_spapr.cli.run import Areas, Run
+from pytest_spapr.cli.run import Areas, Run, writable
 from pytest_spapr.config import Settings
-from pytest_spapr.errors import ConfigError
 from pytest_spapr.report.sheet import Column, Sheet, as_json, markdown
 from pytest_spapr.report.sheet_page import page
 
@@ -51,7 +50,7 @@ def add(areas: Areas, common: argparse.ArgumentParser) -> None:
 def _sheet(run: Run) -> int:
     arguments = run.arguments
     scenarios = chosen(arguments.scenario)
-    directory = _writable(arguments.output)
+    directory = writable(arguments.output)
     settings = settings_of(run, qemu=arguments.qemu, image=arguments.image)
     cells = obtain(run, settings)
     results = _played(run, settings, [scenario.name for scenario in scenarios])
@@ -106,14 +105,3 @@ def _column(cell: Cell, name: str) -> Column:
         image=Path(image.name).name,
         kernel=image.kernel_release,
     )
-
-
-def _writable(directory: Path) -> Path:
-    """Return the directory, made if need be. :raises ConfigError: it cannot be: better now than after half an hour."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with (directory / f"{_NAME}.md").open("a", encoding="utf-8"):
-            pass
-    except OSError as error:
-        raise ConfigError(f"--output={directory}: nothing can be written there: {error.strerror}.") from error
-    return directory

@@ -176,6 +176,7 @@ def test_ends_that_cannot_be_searched_between_are_an_error_that_says_why(
         (["--kernel-config=x"], "--kernel-config is for --kernel-tree without --build"),
         (["--", "--spapr-qemu=7.2"], "--spapr-qemu=7.2: what is tested is what each commit gives"),
         (["--", "no_such_test.py"], "nothing can be told of --bad .*: pytest refused its arguments"),
+        (["--output=/dev/null/x"], "--output=/dev/null/x: nothing can be written there"),
     ],
 )
 def test_what_was_given_and_cannot_be_is_one_clear_message(

@@ -55,6 +55,7 @@ def spapr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Explore:
         (["--no-guest", "--image", "debian-12"], "--image has no meaning with --no-guest"),
         (["--onward", "11.1"], "--onward is for one build with --no-guest"),
         (["--no-guest", "--qemu", "7.2", "--qemu", "10.0", "--onward", "11.1"], "--onward is for one build with --no-guest"),
+        (["--no-guest", "--output", "/dev/null/x"], "--output=/dev/null/x: nothing can be written there"),
         (["--guided"], "--guided is for --no-guest"),
         (["--no-guest", "--forget", "nonesuch"], "--forget=nonesuch: no known defect is called so"),
         (["--qemu", "7.2", "--qemu", "11.1"], "expected one, or two builds with --no-guest"),
@@ -66,6 +67,14 @@ def test_what_makes_no_sense_is_told_before_anything_is_played(
 ) -> None:
     assert spapr(*words) == 2
     assert error in capsys.readouterr().err
+
+
+def test_builds_of_the_environment_count_as_those_of_the_command_line(
+    spapr: Explore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SPAPR_QEMU", "7.2 10.0")
+    assert spapr("--no-guest", "--onward=11.1", "--examples=1") == 2
+    assert "--onward is for one build with --no-guest" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [["--minutes", "0"], ["--minutes", "soon"], ["--examples", "0"], ["--workers", "no"]])
