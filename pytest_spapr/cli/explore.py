@@ -155,7 +155,9 @@ def _explore(run: Run) -> int:
     given = _Given(settings, guest, tuple(arguments.forget), arguments.onward)
     try:
         for number, (order, found) in enumerate(_played(run, campaign, given), start=1):
-            origin = "A history of an earlier run." if order.steps else f"Found with seed {seed}, in round {order.number}."
+            origin = (
+                "A history of an earlier run." if order.steps is not None else f"Found with seed {seed}, in round {order.number}."
+            )
             place = directory / f"violation-{number}"
             text = findings.write(place, found, subjects[found.violation.build], origin)
             _again(given, found, place)
@@ -241,6 +243,8 @@ def _played(run: Run, campaign: Campaign, given: _Given) -> Iterator[tuple[Order
 
 
 def _tell(campaign: Campaign, directory: Path) -> int:
+    for text in campaign.skipped:
+        sys.stderr.write(f"skipped: {text}\n")
     for name, count in sorted(campaign.defects.items()):
         print(f"known defect {name}: met {count} times, then left out" if name in KNOWN_DEFECTS else f"{name}: {count} times")
     for signature, count in campaign.again.items():

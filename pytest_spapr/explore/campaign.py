@@ -10,6 +10,7 @@ from pathlib import Path
 from pytest_spapr.coverage.connectors import merge
 from pytest_spapr.coverage.replay import Driven
 from pytest_spapr.deadline import Deadline
+from pytest_spapr.errors import ConfigError
 from pytest_spapr.explore import findings
 from pytest_spapr.explore.history import Violation
 from pytest_spapr.explore.known import Avoid
@@ -26,7 +27,7 @@ class Campaign:
     :ivar first: whether no round begins after the first violation, either. :ivar shrink: seconds for making one small.
     :ivar guided: whether what was not reached yet is preferred. :ivar features: of the build. :ivar store: histories of earlier
         searches, played first; what is found goes there. :ivar round: how many histories are one; what is learned in it counts from the
-        next one on.
+        next one on. :ivar skipped: what is wrong with histories of earlier searches that cannot be played.
     """
 
     seed: int
@@ -46,13 +47,18 @@ class Campaign:
     found: list[Shrunk] = field(default_factory=list)
     avoid: set[Avoid] = field(default_factory=set)
     given: int = 0
+    skipped: list[str] = field(default_factory=list)
 
     def orders(self) -> Iterator[Order]:
         """Yield rounds to be played, as long as there are to be more; each is made of all that is known by then."""
         for path in findings.stored(self.store):
             if self._ended:
                 return
-            steps, _ = findings.load(path)
+            try:
+                steps, _ = findings.load(path)
+            except ConfigError as error:
+                self.skipped.append(str(error))
+                continue
             yield Order(seed=self.seed, number=0, examples=0, steps=steps, found=self._violations())
         number = 0
         while not self._ended and not self.deadline.expired and (self.examples is None or self.given < self.examples):

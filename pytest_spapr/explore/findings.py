@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shlex
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -94,7 +95,10 @@ def write(directory: Path, found: Shrunk, subject: Subject, origin: str) -> str:
 def save(path: Path, steps: Sequence[Step], signature: str) -> None:
     """Write a history that breaks. :raises OSError: it cannot be written."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"breaks": signature, "steps": as_json(steps)}, indent=1) + "\n", encoding="utf-8")
+    # Half a history would be one that the next search complains of; another one may save the same at the same time.
+    half = path.with_suffix(f".{os.getpid()}.half")
+    half.write_text(json.dumps({"breaks": signature, "steps": as_json(steps)}, indent=1) + "\n", encoding="utf-8")
+    half.rename(path)
 
 
 def load(path: Path) -> tuple[tuple[Step, ...], str]:
@@ -105,7 +109,7 @@ def load(path: Path) -> tuple[tuple[Step, ...], str]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         return from_json(data["steps"]), str(data["breaks"])
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, ConfigError) as error:
         raise ConfigError(f"{path} is no history of `spapr explore`: {error}. Give a {_HISTORY} that it wrote.") from error
 
 

@@ -81,7 +81,7 @@ def _died_of_a_phb_that_came_again(violation: Violation) -> bool:
 
 
 def _a_queue_is_too_large_there(violation: Violation) -> bool:
-    return isinstance(violation.steps[-1], Move) and "exceeds allocated max" in violation.text
+    return isinstance(next(reversed(violation.steps), None), Move) and "exceeds allocated max" in violation.text
 
 
 def _commands(steps: Sequence[Step]) -> list[Command]:
@@ -94,12 +94,12 @@ def _asked(command: Command) -> str | None:
 
 
 def _last(violation: Violation) -> Mapping[str, Any]:
-    step = violation.steps[-1]
+    step = next(reversed(violation.steps), None)
     return step.arguments if isinstance(step, Command) else {}
 
 
 def _adds_card(violation: Violation) -> bool:
-    step = violation.steps[-1] if violation.steps else None
+    step = next(reversed(violation.steps), None)
     return isinstance(step, Command) and step.name == "device_add" and "bus" in step.arguments
 
 

@@ -82,7 +82,8 @@ class Order:
     :ivar number: of it; with the seed it makes the round's own. :ivar examples: how many histories.
     :ivar avoid: what they leave out. :ivar wanted: what they should rather reach.
     :ivar found: violations that are no news: steps that would lead to them once more are left out.
-    :ivar steps: a history of an earlier search, to be played instead. :ivar shrink: seconds for making what is found small.
+    :ivar steps: a history of an earlier search, to be played instead; it has no step where a machine is broken by itself.
+    :ivar shrink: seconds for making what is found small.
     """
 
     seed: int
@@ -91,7 +92,7 @@ class Order:
     avoid: frozenset[Avoid] = frozenset()
     wanted: frozenset[Pair] = frozenset()
     found: tuple[Violation, ...] = ()
-    steps: tuple[Step, ...] = ()
+    steps: tuple[Step, ...] | None = None
     shrink: float = SHRINK_SECONDS
 
     def __str__(self) -> str:
@@ -118,8 +119,8 @@ def play_round(order: Order, ground: Ground) -> Outcome:
 
     Equal orders give equal histories, as far as QEMU does the same.
     """
-    if order.steps:
-        return _play_again(order, ground)
+    if order.steps is not None:
+        return _play_again(order, order.steps, ground)
     # Here, so that whoever only reads what was found needs no hypothesis.
     from hypothesis import HealthCheck, Phase, seed, settings
     from hypothesis.stateful import run_state_machine_as_test
@@ -149,12 +150,12 @@ def play_round(order: Order, ground: Ground) -> Outcome:
     return outcome
 
 
-def _play_again(order: Order, ground: Ground) -> Outcome:
+def _play_again(order: Order, steps: tuple[Step, ...], ground: Ground) -> Outcome:
     """Play a history of an earlier search. What breaks is told, unless it is known by now."""
     began = time.monotonic()
     outcome = Outcome(order)
-    broken = [found for _ in range(_AGAIN) if (found := play(order.steps, ground)) is not None]
-    outcome.histories, outcome.steps = _AGAIN, _AGAIN * len(order.steps)
+    broken = [found for _ in range(_AGAIN) if (found := play(steps, ground)) is not None]
+    outcome.histories, outcome.steps = _AGAIN, _AGAIN * len(steps)
     if broken and (known := ground.known(broken[0])) is not None:
         outcome.defects[known[0]] += len(broken)
     elif broken and not any(found.explains(broken[0]) for found in order.found):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import errno
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -486,6 +487,52 @@ def test_a_file_that_is_no_history_is_told_as_such(tmp_path: Path) -> None:
     (tmp_path / "history.json").write_text("[]", encoding="utf-8")
     with pytest.raises(ConfigError, match="is no history of `spapr explore`"):
         findings.load(tmp_path / "history.json")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"breaks": "x", "steps": [{"dance": 1}]}', '{"breaks": "x", "steps": 3}', ""])
+def test_a_bad_file_in_the_store_is_named_and_left_out(tmp_path: Path, text: str) -> None:
+    store = tmp_path / "store"
+    findings.save(store / "b.json", [CORE], "it broke")
+    (store / "a.json").write_text(text, encoding="utf-8")
+    one = campaign(tmp_path)
+    orders = one.orders()
+    assert next(orders).steps == (CORE,)
+    assert next(orders).steps is None
+    [skipped] = one.skipped
+    assert skipped.startswith(f"{store / 'a.json'} is no history of `spapr explore`: ")
+
+
+def test_a_history_is_stored_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Path, text: str, **_: Any) -> int:
+        self.write_bytes(text[:9].encode())
+        raise OSError(errno.ENOSPC, "no space")
+
+    findings.save(tmp_path / "a.json", [CORE], "it broke")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        for name in ("a.json", "b.json"):
+            with pytest.raises(OSError, match="no space"):
+                findings.save(tmp_path / name, [UNPLUG], "it broke")
+    assert list(findings.stored(tmp_path)) == [tmp_path / "a.json"]
+    assert findings.load(tmp_path / "a.json") == ((CORE,), "it broke")
+
+
+def test_what_breaks_without_any_step_is_played_again_as_such(tmp_path: Path) -> None:
+    class Ends(FakeWorld):
+        def inventory(self) -> frozenset[str]:
+            raise WorldEnded("QEMU was killed by SIGSEGV")
+
+    class Ground(FakeGround):
+        def world(self) -> FakeWorld:
+            return Ends()
+
+    first = campaign(tmp_path)
+    found = next(outcome.finding for order in first.orders() if (outcome := play_round(order, Ground())).finding)
+    assert found.violation.steps == ()
+    first.take(Outcome(ORDER, finding=found))
+    again = play_round(next(campaign(tmp_path).orders()), Ground())
+    assert again.histories == 3
+    assert again.finding is not None
 
 
 def test_a_campaign_begins_with_what_was_found_before_and_goes_on_behind_it(tmp_path: Path) -> None:

@@ -120,6 +120,18 @@ def test_what_is_found_is_printed_and_written_and_played_first_the_next_time(
     assert spapr(*words) == 0, "what no longer breaks is no violation"
 
 
+def test_a_bad_file_of_an_earlier_run_is_told_and_does_not_end_this_one(
+    spapr: Explore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = tmp_path / "cache/explore" / f"no-guest-{'0' * 16}" / "a.json"
+    bad.parent.mkdir(parents=True)
+    bad.write_text("{", encoding="utf-8")
+    assert spapr("--no-guest", "--examples", "5", "--seed", "1") == 0
+    said = capsys.readouterr()
+    assert f"skipped: {bad} is no history of `spapr explore`" in said.err
+    assert "5 histories, " in said.out
+
+
 def test_of_two_builds_what_is_handed_back_is_about_the_one_that_broke(
     spapr: Explore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -154,3 +154,7 @@ def test_where_both_builds_break_in_two_ways_both_must_be_known() -> None:
 def test_of_a_machine_that_moves_on_the_build_is_asked_that_it_was_in(steps: list[Step], end: str, known: str | None) -> None:
     found = ground(OLD, onward=NEW).known(dies_at_the_end(steps, end))
     assert (found and found[0]) == known
+
+
+def test_a_machine_that_is_broken_by_itself_is_no_known_defect() -> None:
+    assert named(Violation((), "QEMU was killed by SIGSEGV", "the whole state", ended=True)) is None
