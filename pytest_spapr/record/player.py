@@ -24,6 +24,8 @@ from qemu.qmp import ExecuteError, QMPClient, QMPError
 
 # A backstop: under TCG, on a busy host.
 SECONDS = 180.0
+# For QEMU to end once its connections have.
+END_SECONDS = 10.0
 CHANNELS = ("qmp", "console", "kernel", "service", "shell")
 # What an unplug comes to. More of these than were recorded are as wrong as fewer.
 OUTCOMES = re.compile(r"event (DEVICE_DELETED|MEM_UNPLUG_ERROR|DEVICE_UNPLUG_GUEST_ERROR|GUEST_PANICKED)\b.*")
@@ -45,7 +47,7 @@ def observation(event: Mapping[str, Any]) -> str:
 
 
 class Machine:
-    """A QEMU that was started, and all that it has said."""
+    """A QEMU that was started, and all that it has said. :ivar begun: how many commands it and its guest were given."""
 
     def __init__(self, process: Process, monitor: QMPClient, ends: Mapping[str, socket.socket]) -> None:
         self.process, self.monitor, self.ends = process, monitor, ends
@@ -53,6 +55,7 @@ class Machine:
         self.news = asyncio.Condition()
         self.answers = asyncio.Queue[bytes]()
         self.greeted = False
+        self.begun = 0
 
     async def see(self, what: str) -> None:
         print("   ", what, flush=True)
@@ -168,6 +171,7 @@ async def play(machine: Machine, scenario: Mapping[str, Any]) -> None:
     for step in scenario["steps"]:
         # The guest has as much time as it had.
         await asyncio.sleep(step.get("after", 0))
+        machine.begun += "await" not in step
         match step:
             case {"execute": name, "error": error}:
                 print(name, step.get("arguments", ""), flush=True)
@@ -209,18 +213,33 @@ async def outcome(machine: Machine, scenario: Mapping[str, Any]) -> str | None:
     await asyncio.wait({playing, ended}, return_when=asyncio.FIRST_COMPLETED)
     if ended.done():
         playing.cancel()
-    died = False
     try:
         await playing
     except Differs as error:
         return str(error)
     except TimeoutError:
         return f"no answer within {SECONDS:g} s"
-    except (QMPError, OSError, EOFError, asyncio.CancelledError):
-        print("QEMU ended with status", await ended, flush=True)
-        died = True
-    if died != scenario["dies"]:
-        return f"QEMU {'ended' if scenario['dies'] else 'lived'} when it was recorded"
+    except (QMPError, EOFError, OSError, asyncio.CancelledError) as error:
+        # An error may be none of QEMU's: what this prints may have no reader any more.
+        await asyncio.wait({ended}, timeout=END_SECONDS)
+        if ended.done():
+            return death(machine, scenario, ended.result())
+        if isinstance(error, OSError):
+            raise
+        return f"QEMU's monitor broke off, and QEMU lives: {error}"
+    return "QEMU ended when it was recorded" if scenario["dies"] else None
+
+
+def death(machine: Machine, scenario: Mapping[str, Any], status: int) -> str | None:
+    """Return what is different where QEMU has ended, None if nothing is. :param status: its exit status."""
+    print("QEMU ended with status", status, flush=True)
+    if not scenario["dies"]:
+        return "QEMU lived when it was recorded"
+    commands = sum("await" not in step for step in scenario["steps"])
+    if machine.begun < commands:
+        return f"QEMU ended after {machine.begun} of the {commands} commands that it had when it was recorded"
+    if scenario["status"] not in (None, status):
+        return f"QEMU ended with status {scenario['status']} when it was recorded"
     return None
 
 
@@ -253,3 +272,7 @@ def main(scenario: Mapping[str, Any]) -> int:
         return 0 if asyncio.run(replay(scenario, given.qemu, given.image)) else 1
     except asyncio.CancelledError:
         return 128 + signal.SIGTERM
+    except BrokenPipeError:
+        # Its reader has seen enough, as `head` has. What Python would still flush at its end goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 128 + signal.SIGPIPE

@@ -64,7 +64,7 @@ class Scenario:
     """What was done, and what it came to.
 
     :ivar boots: whether the guest was up before the first step. :ivar left: the devices at its end. :ivar lasts: seconds after the last
-        step. :ivar dies: whether QEMU died of it.
+        step. :ivar dies: whether QEMU died of it. :ivar status: its exit status then, if it is known.
     """
 
     boots: bool
@@ -72,13 +72,17 @@ class Scenario:
     left: tuple[str, ...]
     lasts: float
     dies: bool
+    status: int | None = None
 
 
-def recorded(records: Iterable[Record], *, boots: bool, left: Iterable[str], ended: float, dies: bool) -> Scenario:
+def recorded(
+    records: Iterable[Record], *, boots: bool, left: Iterable[str], ended: float, dies: bool, status: int | None = None
+) -> Scenario:
     """Return what these records of a machine's timeline tell.
 
     :param records: from the moment on at which the machine was there. :param boots: whether its guest was up by then.
     :param left: the devices that are there now. :param ended: the time of the scenario's end. :param dies: whether QEMU died of it.
+    :param status: its exit status then, if it is known.
     :raises Unrecordable: it cannot be done again by a script.
     """
     reader = _Reader()
@@ -87,7 +91,7 @@ def recorded(records: Iterable[Record], *, boots: bool, left: Iterable[str], end
     lasts = 0.0 if dies else max(0.0, ended - reader.last)
     if not dies and (silent := reader.unanswered()) is not None:
         raise Unrecordable(f"`{silent}` was never answered")
-    return Scenario(boots, reader.steps(), tuple(sorted(left)), round(lasts, 2), dies)
+    return Scenario(boots, reader.steps(), tuple(sorted(left)), round(lasts, 2), dies, status)
 
 
 @dataclass(slots=True)

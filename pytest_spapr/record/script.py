@@ -40,10 +40,11 @@ SCENARIO = {{
     # Whether the guest is up before the first step.
     "boots": {boots!r},
     "steps": {steps},
-    # Seconds after the last step, the devices that are there then, and whether QEMU dies of it all.
+    # Seconds after the last step, the devices that are there then, and whether QEMU dies of it all, with which exit status.
     "lasts": {lasts!r},
     "left": {left!r},
     "dies": {dies!r},
+    "status": {status!r},
 }}
 
 '''
@@ -78,6 +79,7 @@ def script(scenario: Scenario, story: str, name: str, build: QemuBuild, spec: Ma
             lasts=scenario.lasts,
             left=list(scenario.left),
             dies=scenario.dies,
+            status=scenario.status,
         )
         + _player()
     )

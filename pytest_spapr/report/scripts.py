@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from pytest_spapr.errors import SpaprError
+from pytest_spapr.errors import MachineDied, SpaprError
 from pytest_spapr.record.scenario import Scenario, Unrecordable, recorded
 from pytest_spapr.record.script import script
 from pytest_spapr.report.artefacts import Launch, make, place
@@ -49,4 +49,5 @@ def _scenario(launch: Launch) -> Scenario:
     if dead and _BY_THE_TEST in str(dead) and not any(one.text.startswith("-> quit") for one in records if one.lane is Lane.QMP):
         raise Unrecordable("the test killed QEMU")
     names = [name for name in left if name != "type"]
-    return recorded(records, boots=launch.booted, left=names, ended=end, dies=dead is not None)
+    status = dead.exit_status if isinstance(dead, MachineDied) else None
+    return recorded(records, boots=launch.booted, left=names, ended=end, dies=dead is not None, status=status)

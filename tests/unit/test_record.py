@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -191,7 +192,7 @@ def _written(tmp_path: Path, scenario: Scenario, qemu: Mapping[str, Any]) -> Pat
     text = script(scenario, "What a test did.", "scenario.py", _build(fake_qemu.command(qemu)), MachineSpec(), None)
     path = tmp_path / "scenario.py"
     # What does not come is waited for.
-    path.write_text(text.replace("SECONDS = 180.0", "SECONDS = 2.0"), encoding="utf-8")
+    path.write_text(text.replace("SECONDS = 180.0", "SECONDS = 2.0").replace("SECONDS = 10.0", "SECONDS = 1.0"), encoding="utf-8")
     return path
 
 
@@ -229,6 +230,10 @@ def test_a_script_does_again_what_was_done_and_needs_nothing_of_this_package(tmp
         (_LEFT, "DIFFERENT: devices left: none when it was recorded, now rng0"),
         ({"device_del": [{"signal": 11}]}, "DIFFERENT: QEMU lived when it was recorded"),
         ({"device_del": [{"return": {}}, {"exit": 1}]}, "DIFFERENT: QEMU lived when it was recorded"),
+        (
+            {"device_del": [{"hang_up": True}]},
+            "DIFFERENT: QEMU's monitor broke off, and QEMU lives: Disconnected",
+        ),
         ({"device_del": [{"hang": True}]}, "DIFFERENT: device_del was not answered within 2 s"),
     ],
 )
@@ -241,11 +246,48 @@ def test_a_qemu_that_does_otherwise_is_told(tmp_path: Path, qemu: Mapping[str, A
 
 def test_a_death_is_reproduced(tmp_path: Path) -> None:
     steps = (Execute("device_add", _ADD, 0.0, None), Execute("device_del", {"id": "rng0"}, 0.0, None))
-    dying = Scenario(boots=False, steps=steps, left=(), lasts=0.0, dies=True)
+    dying = Scenario(boots=False, steps=steps, left=(), lasts=0.0, dies=True, status=-11)
     done = _run(_written(tmp_path, dying, {"device_del": [{"signal": 11}]}))
     assert (done.returncode, done.stdout.splitlines()[-2:]) == (0, ["QEMU ended with status -11", "as it was recorded"])
     lives = _run(_written(tmp_path, dying, _GONE))
     assert lives.stdout.splitlines()[-1] == "DIFFERENT: QEMU ended when it was recorded"
+
+
+@pytest.mark.parametrize(
+    ("qemu", "says"),
+    [
+        (
+            {"device_add": [{"signal": 11}]},
+            "DIFFERENT: QEMU ended after 1 of the 2 commands that it had when it was recorded",
+        ),
+        (
+            {"device_add": [{"return": {}}, {"exit": 1}]},
+            "DIFFERENT: QEMU ended after 1 of the 2 commands that it had when it was recorded",
+        ),
+        ({"device_del": [{"signal": 6}]}, "DIFFERENT: QEMU ended with status -11 when it was recorded"),
+        ({"device_del": [{"exit": 1}]}, "DIFFERENT: QEMU ended with status -11 when it was recorded"),
+    ],
+)
+def test_another_death_than_the_one_on_record_is_told(tmp_path: Path, qemu: Mapping[str, Any], says: str) -> None:
+    # What came after the deadly command had been sent is no command: it may come or not.
+    steps = (Execute("device_add", _ADD, 0.0, None), Await(("event RESET",)), Execute("device_del", {"id": "rng0"}, 0.0, None))
+    reset = {"event": ["RESET", {}]}
+    sound = {"device_add": [{"return": {}}, reset], "device_del": [{"signal": 11}]}
+    dying = Scenario(boots=False, steps=(*steps, Await(("event RESET",))), left=(), lasts=0.0, dies=True, status=-11)
+    assert _run(_written(tmp_path, dying, sound)).returncode == 0
+    done = _run(_written(tmp_path, dying, {**sound, **qemu}))
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (1, says)
+
+
+def test_a_script_whose_reader_has_seen_enough_ends_at_once_with_its_qemu(tmp_path: Path) -> None:
+    path = _written(tmp_path, _REMOVED, _SOUND)
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run([sys.executable, str(path)], stdout=writer, stderr=subprocess.PIPE, timeout=_SECONDS, check=False)
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
 
 
 def test_another_qemu_can_be_given(tmp_path: Path) -> None:
@@ -331,7 +373,9 @@ def test_a_qemu_that_died_has_a_script_and_one_that_the_test_killed_has_none(tmp
     written, reasons = scripts.write(tmp_path, [_launch(one) for one in (died, killed, quit_)], "test_it")
     assert len(written) == 2
     assert reasons == ["the test killed QEMU"]
-    assert '"dies": True' in Path(written[0]).read_text()
+    text = Path(written[0]).read_text()
+    assert '"dies": True' in text
+    assert '"status": -6' in text
 
 
 def test_a_machine_that_did_not_start_has_none(tmp_path: Path) -> None:
