@@ -96,9 +96,15 @@ class Violation:
         return next((number for number, one in enumerate(self.twins) if one is not None), 0)
 
     @property
+    def here(self) -> tuple[Done, ...]:
+        """What was done in the QEMU that the machine was in at last; a move that is itself what broke has brought it to no other."""
+        moves = (number for number, step in enumerate(self.steps[: len(self.done) - self.is_of_move]) if isinstance(step, Move))
+        return self.done[max(moves, default=-1) + 1 :]
+
+    @property
     def had_moved(self) -> bool:
-        """Whether the machine was in another QEMU than at its begin; a move that is itself what broke has not brought it there."""
-        return any(isinstance(step, Move) for step in (self.steps[:-1] if self.is_of_move else self.steps))
+        """Whether the machine was in another QEMU than at its begin."""
+        return len(self.here) < len(self.done)
 
     @property
     def is_of_move(self) -> bool:

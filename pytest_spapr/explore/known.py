@@ -36,7 +36,7 @@ def _died_with_a_core_gone(defect: str) -> _Looks:
     def looks(violation: Violation) -> bool:
         added = (one.arguments for one in _commands(violation.steps) if "driver" in one.arguments)
         cores = {one["id"] for one in added if str(one["driver"]).endswith("-spapr-cpu-core")}
-        gone = not cores.isdisjoint(device for done in violation.done for device in done.expected.deleted)
+        gone = not cores.isdisjoint(device for done in violation.here for device in done.expected.deleted)
         ends = [status for status in CRASHES if exit_in_words(status) in violation.text]
         return violation.ended and gone and any(defect in core_defects(status, (violation.text,)) for status in ends)
 

@@ -80,6 +80,10 @@ def test_the_death_by_a_taken_function_needs_one_that_is_there(steps: list[Step]
         ([CORE, RESET, UNPLUG, NOBODY], "QEMU was killed by SIGABRT", None),
         ([CORE, RESET, UNPLUG, NOBODY], "QEMU was killed by SIGSEGV", None),
         ([CORE, RESET], "QEMU was killed by SIGSEGV", None),
+        # What it went from is no more once the machine has moved; a move that fails has moved nothing.
+        ([CORE, UNPLUG, Move(), RESET], "QEMU was killed by SIGSEGV", None),
+        ([CORE, Move(), UNPLUG, RESET], "QEMU was killed by SIGSEGV", "tcg-core-removal"),
+        ([CORE, UNPLUG, Move()], "QEMU was killed by SIGSEGV", "tcg-core-removal"),
     ],
 )
 def test_the_death_by_a_core_needs_a_crash_and_a_core_that_has_gone(steps: list[Step], end: str, known: str | None) -> None:
