@@ -88,7 +88,10 @@ def test_a_disk_goes_while_it_is_discarded(machine: PseriesMachine, guest: Guest
     guest.run(f"blkdiscard -o {4 * MIB} -l {2 * MIB} /dev/{name}").check()
     assert path.stat().st_blocks == full - 2 * MIB // 512
     assert guest_sum(guest, f"/dev/{name}") == host_sum(path)
-    guest.run(f"(while blkdiscard -o {4 * MIB} /dev/{name}; do :; done; echo > /run/over) > /dev/null 2>&1 &").check()
+    guest.run(
+        f"(while blkdiscard -o {4 * MIB} /dev/{name}; do echo > /run/began; done; echo > /run/over) > /dev/null 2>&1 & "
+        "until test -e /run/began; do usleep 10000; done; test ! -e /run/over"
+    ).check()
     remove_scsi(machine, f"hd-{path.name}")
     guest.run("until test -e /run/over; do usleep 10000; done").check()
     assert any(path.read_bytes()[: 4 * MIB])
