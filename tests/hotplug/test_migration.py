@@ -28,6 +28,7 @@ from pytest_spapr.qemu.snapshot import migration_end
 
 from .inventory import events_since
 from .kinds import PHB_SLOWLY, SILENCE, plug, silenced
+from .loads import in_background
 from .moments import reset_into_firmware
 
 
@@ -103,14 +104,13 @@ class TestMove:
         core, gone, dimm = machine.cores.plug(), machine.cores.plug(), machine.dimms.plug()
         assert gone.unplug() == contract.removal(gone)
         total, cpus = guest.memory.total(), guest.cpus.present()
-        work = "mount -t tmpfs tmpfs /mnt; dd if=/dev/zero of=/mnt/load bs=1M count=200; while :; do cat /mnt/load; done"
-        guest.run(f"setsid sh -c '{work}' >/dev/null 2>&1 </dev/null & echo $! >/tmp/load").check()
-        machine.migrate()
-        assert guest.run("kill -0 $(cat /tmp/load)").status == 0
-        assert guest.memory.total() == total
-        assert guest.cpus.present() == cpus
-        assert [memory["data"]["size"] for memory in machine.qmp.execute("query-memory-devices")] == [dimm.size << 20]
-        assert dimm.unplug() == contract.removal(dimm)
+        guest.run("mount -t tmpfs tmpfs /mnt && dd if=/dev/zero of=/mnt/load bs=1M count=200 2>&1").check()
+        with in_background(guest, "cat /mnt/load"):
+            machine.migrate()
+            assert guest.memory.total() == total
+            assert guest.cpus.present() == cpus
+            assert [memory["data"]["size"] for memory in machine.qmp.execute("query-memory-devices")] == [dimm.size << 20]
+            assert dimm.unplug() == contract.removal(dimm)
         machine.reboot()
         assert not gone.configured
         assert core.unplug() == contract.removal(core)
