@@ -10,7 +10,7 @@ from pytest_spapr.hotplug.expectation import Expectation
 
 from .inventory import events_since
 from .kinds import plug, slowly
-from .moments import CAS, INIT, caught, reset_into_firmware
+from .moments import CAS, INIT, caught, once_disconnected, reset_into_firmware
 
 in_slof = pytest.mark.spapr(firmware="slof")
 slow = pytest.mark.spapr_slow
@@ -117,13 +117,12 @@ def test_what_is_asked_for_as_linux_goes_down_is_answered_once(
     device = plug(machine, kind)
     since = machine.timeline.mark()
     # Its last words and the request take some milliseconds to get through.
-    guest.run("setsid sh -c 'echo going down >/dev/hvc2; usleep 20000; exec reboot -f' >/dev/null 2>&1 </dev/null &").check()
+    once_disconnected(guest, "echo going down >/dev/hvc2; usleep 20000; exec reboot -f")
     machine.await_records(lambda r: r.lane is Lane.SERVICE and r.text == "going down", 1, since, "the guest's last words")
     machine.qmp.execute("device_del", {"id": device.id})
     answered = machine.timeline.mark()
     reset = machine.await_records(lambda r: r.event == "RESET", 1, since, "RESET")[0]
     machine.await_ready(since)
-    guest.disconnect()
     if reset.seq < answered:
         pytest.skip("the guest was quicker: what is asked of its next boot is the matter of the tests above")
     assert not device.waiting
