@@ -127,8 +127,10 @@ def test_a_device_without_an_id_is_told_by_its_path(
     before, seen = children(), guest.ask(count).stdout
     add(machine)
     [name] = children() - before
+    deadline = Deadline(machine.budgets.plug)
     guest.settle()
     while guest.ask(count).stdout == seen:
+        deadline.require(f"the guest to have {name}", f"it counts {seen.strip()} still")
         guest.settle()
     since = machine.timeline.mark()
     path = f"{anonymous}/{name}"
