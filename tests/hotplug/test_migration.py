@@ -7,7 +7,7 @@ import signal
 import socket
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -48,11 +48,22 @@ def migrating(machine: PseriesMachine) -> Iterator[None]:
     assert end in ("cancelled", "failed")
 
 
-def destinations() -> list[str]:
-    """Return the command lines of those QEMUs of ours that a machine was to move to. Other tests' clones have memory in a file."""
-    ours = {pid for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
-    lines = [Path(f"/proc/{pid}/cmdline").read_text() for pid in ours]
-    return [line for line in lines if "memory-backend-ram,id=ram," in line]
+def qemus() -> set[int]:
+    """Return the pids of our QEMUs, but for clones, whose memory is in a file: the next test's may be made, or dropped, at any moment."""
+    found: set[int] = set()
+    for children in Path("/proc/self/task").glob("*/children"):
+        # A thread may end meanwhile.
+        with suppress(FileNotFoundError, ProcessLookupError):
+            found.update(pid for pid in map(int, children.read_text().split()) if is_qemu(pid))
+    return found
+
+
+def is_qemu(pid: int) -> bool:
+    # It may end meanwhile, too.
+    with suppress(FileNotFoundError, ProcessLookupError):
+        line = Path(f"/proc/{pid}/cmdline").read_text()
+        return "-nodefaults\0" in line and "memory-backend-file,id=ram," not in line
+    return False
 
 
 @PHB_SLOWLY
@@ -85,11 +96,11 @@ class TestMove:
         """C06, M04, M12: it is the guest's there as it was here, and can be removed."""
         device = plug(machine, moved)
         uptime = float(guest.read("/proc/uptime").split()[0])
-        left = machine.process
+        left, before = machine.process, qemus()
         machine.migrate()
         assert machine.process.pid != left.pid
         assert left.exit_status is not None
-        assert len(destinations()) == 1
+        assert qemus() - before == {machine.process.pid}
         assert device.configured
         assert not device.waiting
         # It is the same boot, and its time went on.
@@ -248,10 +259,10 @@ class TestMove:
     def test_a_machine_that_cannot_move_goes_on(self, machine: PseriesMachine, guest: Guest) -> None:
         """What QMP never saw is told, no QEMU is left behind, and the machine runs."""
         machine.qmp.hmp("device_add virtio-rng-pci,id=stranger,bus=pci.0,addr=5")
-        pid = machine.process.pid
+        pid, before = machine.process.pid, qemus()
         with pytest.raises(MachineError, match=r"other devices: device stranger \(device here, absent there\)"):
             machine.migrate()
-        assert (destinations(), machine.process.pid) == ([], pid)
+        assert (qemus() - before, machine.process.pid) == (set(), pid)
         assert guest.run("echo up").check().stdout == "up\n"
 
     def test_the_death_of_the_destination_is_the_machines(self, machine: PseriesMachine) -> None:
