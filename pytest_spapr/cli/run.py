@@ -13,6 +13,7 @@ from typing import TypeAlias
 from pytest_spapr import config
 from pytest_spapr.cache import Cache, Entry, megabytes
 from pytest_spapr.debian.mirror import mirror_of
+from pytest_spapr.errors import ConfigError
 from pytest_spapr.progress import Progress
 
 #: What an area's ``add`` gets; argparse names this class only with an underscore.
