@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import os
+import secrets
+import tempfile
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
 from pytest_spapr import Backend, Contract, Guest, LaunchMachine, PseriesMachine, QmpRefused
+from pytest_spapr.qemu.qtest import Qtest
 
 from .inventory import nothing_changes
 
-_CONTENT: Final = b"what was written to it"
-_SIZE: Final = (256 << 20) + (128 << 10)
+_SIZE: Final = 256 << 20
+_LABEL: Final = 128 << 10
+_WORD: Final = 64
+#: At the first bytes of an NVDIMM, and at the last.
+_PLACES: Final = (0, _SIZE - _WORD)
 
 
 def test_an_nvdimm_comes_and_stays(machine: PseriesMachine, guest: Guest, contract: Contract) -> None:
@@ -69,33 +76,88 @@ def test_a_bad_nvdimm_is_refused(machine: PseriesMachine, properties: dict[str, 
         machine.nvdimms.plug(**properties)
 
 
-def written(file: Path) -> Path:
-    """Return a file as large as an NVDIMM with its label area, with something at its begin."""
-    file.write_bytes(_CONTENT)
-    os.truncate(file, _SIZE)
-    return file
+class Medium:
+    """A file of the host, as an NVDIMM has it, and the machine's memory where it is to stand.
+
+    A machine's end of it is read by QEMU's monitor, and written by QEMU's qtest server as a CPU would: the guest need have no driver.
+
+    :param directory: where the files are made. :ivar file: as large as an NVDIMM with its label area, with words at its first bytes
+        and at the last before the label area.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.file = directory / "nvdimm"
+        self._copy = directory / "copy"
+        self.file.write_bytes(b"")
+        os.truncate(self.file, _SIZE + _LABEL)
+        self.words = [secrets.token_bytes(_WORD) for _ in _PLACES]
+
+    @property
+    def words(self) -> list[bytes]:
+        """What stands at the two places in the file."""
+        with self.file.open("rb") as stream:
+            return [os.pread(stream.fileno(), _WORD, place) for place in _PLACES]
+
+    @words.setter
+    def words(self, words: list[bytes]) -> None:
+        with self.file.open("r+b") as stream:
+            for place, word in zip(_PLACES, words, strict=True):
+                os.pwrite(stream.fileno(), word, place)
+
+    def read(self, machine: PseriesMachine, device: str) -> list[bytes]:
+        """Return what stands at the two places in the machine's memory."""
+        found = []
+        for place in _PLACES:
+            saved = {"val": _address(machine, device) + place, "size": _WORD, "filename": str(self._copy)}
+            machine.qmp.execute("pmemsave", saved)
+            found.append(self._copy.read_bytes())
+        return found
+
+    def write(self, machine: PseriesMachine, device: str, qtest: Qtest) -> list[bytes]:
+        """Write other words to the two places in the machine's memory, and return them."""
+        words = [secrets.token_bytes(_WORD) for _ in _PLACES]
+        for place, word in zip(_PLACES, words, strict=True):
+            qtest.command(f"write {_address(machine, device) + place:#x} {_WORD} 0x{word.hex()}")
+        return words
 
 
-def holds(file: Path) -> bool:
-    """Return whether that is still there."""
-    with file.open("rb") as stream:
-        return stream.read(len(_CONTENT)) == _CONTENT
+def _address(machine: PseriesMachine, device: str) -> int:
+    """Return where QEMU says that it put a memory device."""
+    found = [one["data"]["addr"] for one in machine.qmp.execute("query-memory-devices") if one["data"].get("id") == device]
+    assert len(found) == 1
+    return int(found[0])
 
 
-def test_an_nvdimm_of_the_command_line_is_there_after_a_reboot(launch_machine: LaunchMachine, tmp_path: Path) -> None:
-    """M28: at its place, with what its file had, and it never goes either."""
-    file = written(tmp_path / "nvdimm")
-    backend = f"memory-backend-file,id=backing,share=on,mem-path={file},size={_SIZE}"
-    nvdimm = f"nvdimm,id=nvdimm,memdev=backing,label-size=128K,uuid={uuid.uuid4()}"
-    machine = launch_machine(qemu_args=("-object", backend, "-device", nvdimm))
+@pytest.fixture
+def medium(tmp_path: Path) -> Medium:
+    return Medium(tmp_path)
+
+
+@pytest.fixture
+def qtest_path() -> Iterator[Path]:
+    """Where QEMU's qtest server is to listen; a test's own directory can have too long a name for a socket."""
+    with tempfile.TemporaryDirectory(prefix="spapr-") as directory:
+        yield Path(directory, "qtest")
+
+
+def test_an_nvdimm_of_the_command_line_is_there_after_a_reboot(
+    launch_machine: LaunchMachine, medium: Medium, qtest_path: Path
+) -> None:
+    """M28: at its place, with what its file had and what the machine wrote, and it never goes either."""
+    backend = f"memory-backend-file,id=backing,share=on,mem-path={medium.file},size={_SIZE + _LABEL}"
+    nvdimm = f"nvdimm,id=nvdimm,memdev=backing,label-size={_LABEL},uuid={uuid.uuid4()}"
+    machine = launch_machine(qemu_args=("-object", backend, "-device", nvdimm, *Qtest.arguments(qtest_path)))
     before = machine.guest.memory.persistent()
     assert len(before) == 1
+    assert medium.read(machine, "nvdimm") == medium.words
+    with Qtest.at(qtest_path) as qtest:
+        words = medium.write(machine, "nvdimm", qtest)
     with nothing_changes(machine):
         with pytest.raises(QmpRefused, match="nvdimm device hot unplug is not supported yet"):
             machine.qmp.execute("device_del", {"id": "nvdimm"})
         machine.reboot()
     assert machine.guest.memory.persistent() == before
-    assert holds(file)
+    assert medium.read(machine, "nvdimm") == medium.words == words
 
 
 def test_a_machine_that_is_to_have_no_nvdimms_takes_none(launch_machine: LaunchMachine) -> None:
@@ -105,10 +167,17 @@ def test_a_machine_that_is_to_have_no_nvdimms_takes_none(launch_machine: LaunchM
         machine.nvdimms.plug()
 
 
-def test_an_nvdimm_is_kept_in_the_memory_that_it_is_given(machine: PseriesMachine, tmp_path: Path) -> None:
-    """M28: a file outlives the machine; the host's side of persistence."""
-    file = written(tmp_path / "nvdimm")
-    nvdimm = machine.nvdimms.plug(backend=Backend("file", mem_path=str(file), share=True))
-    assert nvdimm.configured
+@pytest.mark.parametrize("share", [True, False], ids=["shared", "private"])
+def test_an_nvdimm_is_kept_in_the_memory_that_it_is_given(
+    launch_machine: LaunchMachine, medium: Medium, qtest_path: Path, share: bool
+) -> None:
+    """M28: the host's side of persistence: what the machine writes outlives it in the file, unless it has the file for itself."""
+    machine = launch_machine(image=None, boot=False, qemu_args=Qtest.arguments(qtest_path))
+    nvdimm = machine.nvdimms.plug(backend=Backend("file", mem_path=str(medium.file), share=share), wait=False)
+    before = medium.words
+    assert medium.read(machine, nvdimm.id) == before
+    with Qtest.at(qtest_path) as qtest:
+        words = medium.write(machine, nvdimm.id, qtest)
+    assert medium.read(machine, nvdimm.id) == words
     machine.quit()
-    assert holds(file)
+    assert medium.words == (words if share else before)
