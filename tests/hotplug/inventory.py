@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 from pytest_spapr import PseriesMachine
+
+#: The events of an unplug that the guest refused.
+REFUSALS: Final = ("DEVICE_UNPLUG_GUEST_ERROR", "MEM_UNPLUG_ERROR")
 
 
 def inventory(machine: PseriesMachine) -> dict[str, Any]:
@@ -30,10 +33,15 @@ def nothing_changes(machine: PseriesMachine, *, but_events: bool = False) -> Ite
     before, since = inventory(machine), machine.timeline.mark()
     yield
     assert inventory(machine) == before
-    assert but_events or not events_since(machine, since, "DEVICE_DELETED", "DEVICE_UNPLUG_GUEST_ERROR", "MEM_UNPLUG_ERROR")
+    assert but_events or not events_since(machine, since, "DEVICE_DELETED", *REFUSALS)
 
 
 def events_since(machine: PseriesMachine, cursor: int, *names: str) -> list[dict[str, Any]]:
     """Return the QAPI events of these names since the cursor, in order."""
     records = machine.timeline.since(cursor)
     return [dict(record.data) for record in records if record.data and record.data.get("event") in names]
+
+
+def told(machine: PseriesMachine, cursor: int) -> list[str]:
+    """Return the ids that DEVICE_DELETED has named since the cursor, in its order; a child's event names none."""
+    return [event["data"]["device"] for event in events_since(machine, cursor, "DEVICE_DELETED") if "device" in event["data"]]

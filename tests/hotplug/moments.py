@@ -35,6 +35,11 @@ def reset_into_firmware(machine: PseriesMachine) -> int:
     return since
 
 
+def await_prompt(machine: PseriesMachine, since: int) -> None:
+    """Wait, after the cursor, until SLOF has found nothing to boot and says its last line before the prompt."""
+    await_record(machine, since, "SLOF's prompt", lambda record: record.lane is Lane.CONSOLE and record.text.strip() == "Ready!")
+
+
 @contextmanager
 def caught(machine: PseriesMachine, moment: str) -> Iterator[None]:
     """Reset the machine and have it stand still at a moment of the boot that follows; after the block the guest comes up.

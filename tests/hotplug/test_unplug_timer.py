@@ -23,12 +23,11 @@ from pytest_spapr import (
     Presence,
     PseriesMachine,
     QemuBuild,
-    Silence,
 )
 from pytest_spapr.qemu.clock import virtual_seconds
 from pytest_spapr.qemu.snapshot import restore
 
-from .kinds import KINDS, plug
+from .kinds import plug
 
 WINDOW = 15.0
 #: What a host may be late by, in seconds.
@@ -56,7 +55,7 @@ def host_seconds(machine: PseriesMachine, seconds: float) -> None:
 
 
 class TestEveryBuild:
-    """With the limit and without it."""
+    """With the limit and without it; of the silence of a firmware: ``test_silence.py``."""
 
     def test_silence_of_a_guest_outlasts_the_window(self, machine: PseriesMachine, guest: Guest, contract: Contract) -> None:
         """X04: a DIMM and a PCI device are waited for by every QEMU; a core by those that neither had a limit nor were told."""
@@ -71,25 +70,6 @@ class TestEveryBuild:
             for device, cause, attempt in silent:
                 assert device.outlast(attempt, WINDOW + SLACK) == contract.outlasted(device, cause=cause)
             assert all(device.configured for device in (core, dimm, card))
-
-    def test_silence_of_the_firmware_outlasts_the_window(self, launch_machine: LaunchMachine, qemu_build: QemuBuild) -> None:
-        """X04: nobody is there to signal anything, so that only QEMU could end the waiting."""
-        machine = launch_machine(image=None, boot=False)
-        devices = [plug(machine, kind) for kind in KINDS]
-        machine.boot()
-        # A reset takes what is plugged in for the guest's.
-        machine.reset()
-        attempts = [(device, device.unplug()) for device in devices]
-        for device, attempt in attempts:
-            if device.kind is Kind.DIMM and attempt.outcome is Outcome.REJECTED:
-                # Before 6.0 a DIMM waits for an operating system before it can be asked for.
-                assert attempt.reply == "Memory hot unplug not supported for this guest"
-                continue
-            assert (attempt.outcome, attempt.cause, attempt.waiting) == (Outcome.PENDING, Silence.NOT_DELIVERED, True)
-            limited = device.kind is Kind.CORE and "unplug-timer" in qemu_build.features
-            later = device.outlast(attempt, WINDOW + SLACK)
-            assert later.outcome is (Outcome.REVERTED if limited else Outcome.PENDING)
-            assert (later.waiting, later.events) == (not limited, ())
 
 
 @pytest.mark.usefixtures("timer")
