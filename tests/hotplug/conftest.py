@@ -9,10 +9,13 @@ import pytest
 from pytest_spapr import Contract, Kind, Outcome, QemuBuild, SpaprError
 from pytest_spapr.builds.packages import SOURCES
 from pytest_spapr.cells import Cell
+from pytest_spapr.errors import ConfigError, MirrorError
+from pytest_spapr.fixtures import give_up
 from pytest_spapr.hotplug.defects import KNOWN_DEFECTS
 from pytest_spapr.hotplug.device import Device
 from pytest_spapr.hotplug.expectation import Expectation
 from pytest_spapr.qemu.passthrough import DRIVER
+from pytest_spapr.supply import Unavailable
 
 from .kinds import KINDS
 
@@ -32,8 +35,11 @@ def newest_build(spapr_cell: Cell) -> QemuBuild:
     name = list(SOURCES)[-1]
     try:
         return spapr_cell.other_build(name)
+    except (ConfigError, MirrorError) as error:
+        # Nobody named this one: not in the cache, and not to be fetched.
+        give_up(spapr_cell, Unavailable(f"no QEMU {name} to move to: {error}"))
     except SpaprError as error:
-        pytest.skip(f"no QEMU {name} to move to: {error}")
+        give_up(spapr_cell, error)
 
 
 @pytest.fixture
