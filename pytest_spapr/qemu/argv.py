@@ -42,9 +42,9 @@ DEFAULT_KERNEL_ARGS: Final = (
 
 # The tests get the other slots of the default PHB.
 _NETWORK_SLOT: Final = "0x0"
-# Under TCG a POWER9 guest of 5.2 panics or hangs when a second core comes, a POWER8 guest is sound [5.2.0 with Linux 6.1].
-# 7.2 is the oldest that POWER9 was seen sound on.
-_SOUND_WITH_POWER9: Final = (7, 2, 0)
+#: Under TCG a POWER9 guest of 5.2 panics or hangs when a second core comes, a POWER8 guest is sound [5.2.0 with Linux 6.1].
+#: 7.2 is the oldest that POWER9 was seen sound on.
+SOUND_WITH_POWER9: Final = (7, 2, 0)
 _SANDBOX: Final = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
 
@@ -157,7 +157,7 @@ def cpu_model(build: QemuBuild, spec: MachineSpec) -> str:
         return spec.cpu
     if spec.accelerator == "kvm":
         return "host"
-    return "power9" if build.version >= _SOUND_WITH_POWER9 else "power8"
+    return "power9" if build.version >= SOUND_WITH_POWER9 else "power8"
 
 
 def argv(

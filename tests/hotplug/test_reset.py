@@ -58,6 +58,8 @@ def test_a_guest_that_panics_and_reboots_loses_what_was_pending(
     machine: PseriesMachine, guest: Guest, contract: Contract
 ) -> None:
     """C04, C44, M04, P30: no reset of ours; QEMU only notes the panic (-action panic=none), and the kernel reboots after a second."""
+    if "set-action" not in machine.build.features:
+        pytest.skip(f"{machine.build.version_text} stops at a panic: QEMU 6.0 and later can be told not to (set-action)")
     machine.qmp.execute("set-action", {"panic": "none"})
     guest.run("echo 1 >/proc/sys/kernel/panic").check()
     devices = [plug(machine, kind) for kind in (Kind.DIMM, Kind.PCI)]
