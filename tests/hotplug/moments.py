@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from pytest_spapr import Deadline, Guest, Lane, PseriesMachine, Record
+from pytest_spapr import Attempt, Deadline, Guest, Lane, PseriesMachine, Record
+from pytest_spapr.hotplug.device import Device
+from pytest_spapr.hotplug.evidence import Clue
 
 #: The name of a moment: Linux has called CAS and is not up yet; its init has begun and none of its services is there.
 CAS, INIT = "CAS", "init"
@@ -18,6 +20,23 @@ def await_record(machine: PseriesMachine, since: int, what: str, is_it: Callable
         return record if is_it(record) else None
 
     return machine.timeline.wait(decide, since=since, deadline=Deadline(machine.budgets.boot), what=what)
+
+
+def unplug_once_begun(device: Device, seconds: float) -> Attempt:
+    """Ask for a device's removal and return the attempt so many seconds after the guest has begun with it, or at its end before.
+
+    The seconds of ``unplug`` itself count from the command on, and a guest may be slow to hear of it.
+    """
+    machine = device.machine
+    with machine.paused():
+        asked = device.unplug()
+    deadline = Deadline(machine.budgets.unplug)
+
+    def decide(record: Record) -> Clue | None:
+        return device.unplug_clue(record)
+
+    machine.timeline.wait(decide, since=asked.began, deadline=deadline, what=f"the guest to begin with {device.id}")
+    return device.follow(asked, seconds=seconds)
 
 
 def once_disconnected(guest: Guest, command: str) -> None:

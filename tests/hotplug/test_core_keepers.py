@@ -8,6 +8,7 @@ from pytest_spapr import Attempt, Contract, Guest, Outcome, PseriesMachine, Sile
 from pytest_spapr.hotplug.cores import Core
 
 from .conftest import ToldRefusal
+from .moments import unplug_once_begun
 from .tasks import busy
 
 _RT_RUNTIME = "/proc/sys/kernel/sched_rt_runtime_us"
@@ -51,7 +52,7 @@ def _interrupts(guest: Guest, number: str) -> list[int]:
 
 def unplug_in_vain(core: Core) -> Attempt:
     """Have the guest begin with the removal of a core, and see that it does not get on; QEMU tells nothing and waits."""
-    attempt = core.unplug(seconds=_SECONDS)
+    attempt = unplug_once_begun(core, _SECONDS)
     assert (attempt.outcome, attempt.cause, attempt.events) == (Outcome.PENDING, Silence.STILL_WORKING, ())
     assert attempt.waiting
     assert core.configured

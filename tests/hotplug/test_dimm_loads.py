@@ -14,6 +14,7 @@ from pytest_spapr.deadline import Deadline
 from pytest_spapr.hotplug.dimms import Dimm
 
 from .loads import in_background
+from .moments import unplug_once_begun
 from .process import ADDRESS, HUGE, HUGEPAGE, LOCKED, MADVISE, MERGEABLE, NOHUGEPAGE, POPULATE_WRITE, POPULATED, process, reserve
 
 _MIB = 1 << 20
@@ -124,7 +125,7 @@ def test_huge_pages_to_spare_keep_a_dimm_for_ever(machine: PseriesMachine, guest
     """M44: used ones move to free ones, and Linux 6.1 and 6.12 find them in the LMB again. It can go when they are given back."""
     dimm = machine.dimms.plug()
     with huge_pages(guest, spare=_SIZE // 4):
-        attempt = dimm.unplug(seconds=1)
+        attempt = unplug_once_begun(dimm, 1)
         assert (attempt.outcome, attempt.cause, attempt.waiting) == (Outcome.PENDING, Silence.STILL_WORKING, True)
     attempt = dimm.follow(attempt)
     if attempt.outcome is not Outcome.REMOVED:
