@@ -15,6 +15,7 @@ import pytest
 
 from pytest_spapr import Contract, Deadline, Guest, LaunchMachine, PseriesMachine, QemuBuild
 from pytest_spapr.hotplug.pci import PciDevice
+from pytest_spapr.qemu.bound import bound
 
 from .disks import MIB, add_scsi, await_block, await_jobs, backing, create_qcow2, guest_sum, host_sum, remove_scsi, scsi_adapter
 
@@ -135,7 +136,7 @@ def exported(build: QemuBuild, file: Path, path: Path) -> Iterator[None]:
         export = f"type=vhost-user-blk,id=export,node-name=disk,writable=on,addr.type=fd,addr.str={listener.fileno()}"
         blockdev = f"driver=file,node-name=disk,filename={file}"
         daemon = subprocess.Popen(
-            [*command, "--blockdev", blockdev, "--export", export],
+            bound([*command, "--blockdev", blockdev, "--export", export]),
             env={**os.environ, **build.env},
             pass_fds=(listener.fileno(),),
         )
