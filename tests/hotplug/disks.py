@@ -11,6 +11,8 @@ from typing import Any
 from pytest_spapr import Deadline, Guest, PseriesMachine
 from pytest_spapr.hotplug.pci import PciDevice
 
+from .inventory import await_deleted
+
 MIB = 1 << 20
 
 
@@ -78,7 +80,7 @@ def remove_scsi(machine: PseriesMachine, name: str) -> None:
     """Remove a scsi disk: no DRC and no drmgr has part in it, so that it is gone when QEMU answers; and its event has come."""
     since = machine.timeline.mark()
     machine.qmp.execute("device_del", {"id": name})
-    machine.await_records(lambda r: r.event == "DEVICE_DELETED" and f"device={name} " in r.text, 1, since, f"the end of {name}")
+    await_deleted(machine, since, name)
 
 
 def create_qcow2(machine: PseriesMachine, path: Path, size: int, *, backing: str | None = None) -> str:
@@ -94,6 +96,7 @@ def create_qcow2(machine: PseriesMachine, path: Path, size: int, *, backing: str
     machine.await_records(
         lambda r: r.event == "JOB_STATUS_CHANGE" and "status=concluded" in r.text, 1, since, "the end of the image's making"
     )
+    assert [job for job in execute("query-jobs") if job["id"] == "create" and "error" in job] == []
     execute("job-dismiss", {"id": "create"})
     execute("blockdev-add", {"driver": "qcow2", "file": file, "node-name": path.name, "backing": backing})
     return path.name

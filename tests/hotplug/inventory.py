@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-from pytest_spapr import PseriesMachine
+from pytest_spapr import PseriesMachine, Record
 
 #: The events of an unplug that the guest refused.
 REFUSALS: Final = ("DEVICE_UNPLUG_GUEST_ERROR", "MEM_UNPLUG_ERROR")
@@ -40,6 +40,15 @@ def events_since(machine: PseriesMachine, cursor: int, *names: str) -> list[dict
     """Return the QAPI events of these names since the cursor, in order."""
     records = machine.timeline.since(cursor)
     return [dict(record.data) for record in records if record.data and record.data.get("event") in names]
+
+
+def await_deleted(machine: PseriesMachine, cursor: int, device: str) -> Record:
+    """Return the DEVICE_DELETED that names this device, the first after the cursor; a child's has its id in its path only."""
+
+    def names_it(record: Record) -> bool:
+        return bool(record.event == "DEVICE_DELETED" and record.data and record.data["data"].get("device") == device)
+
+    return machine.await_records(names_it, 1, cursor, f"the end of {device}")[0]
 
 
 def told(machine: PseriesMachine, cursor: int) -> list[str]:

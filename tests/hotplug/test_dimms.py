@@ -7,7 +7,7 @@ import pytest
 from pytest_spapr import Contract, Guest, LaunchMachine, PseriesMachine, QmpRefused
 from pytest_spapr.guest.memory import LMB
 
-from .inventory import nothing_changes
+from .inventory import await_deleted, nothing_changes
 
 
 @pytest.mark.parametrize("lmbs", [1, 2])
@@ -28,7 +28,7 @@ def test_the_guest_is_interrupted_for_each_event(machine: PseriesMachine, guest:
     dimm.await_configured(since)
     machine.qmp.execute("device_del", {"id": dimm.id})
     assert guest.hotplug_interrupts() == before + 2
-    machine.await_records(lambda record: record.event == "DEVICE_DELETED" and dimm.id in record.text, 1, since, "its event")
+    await_deleted(machine, since, dimm.id)
 
 
 def test_a_dimm_holds_nothing_that_cannot_be_moved(machine: PseriesMachine, guest: Guest) -> None:

@@ -8,7 +8,7 @@ from pytest_spapr import Contract, Guest, Kind, Lane, Outcome, PseriesMachine, Q
 from pytest_spapr.hotplug.device import Device
 from pytest_spapr.hotplug.expectation import Expectation
 
-from .inventory import events_since
+from .inventory import await_deleted, events_since, told
 from .kinds import plug, slowly
 from .moments import CAS, INIT, caught, once_disconnected, reset_into_firmware
 
@@ -28,7 +28,7 @@ def test_a_request_while_the_firmware_runs_is_granted_by_the_boot(
     since = reset_into_firmware(machine)
     attempt = device.unplug()
     assert attempt == contract.removal(device)
-    gone = machine.await_records(lambda r: r.event == "DEVICE_DELETED" and device.id in r.text, 1, since, "its event")[0]
+    gone = await_deleted(machine, since, device.id)
     up = machine.await_records(lambda r: r.lane is Lane.SERVICE and r.text == "init: started", 1, since, "the guest's init")[0]
     assert gone.seq < up.seq
 
@@ -101,8 +101,7 @@ def test_what_is_asked_for_as_linux_comes_up_is_kept_for_it(
         assert attempt == contract.silence(device, cause="machine paused")
         assert device.follow(attempt) == promised
         gone += [device.id] * (promised.outcome is Outcome.REMOVED)
-    told = [event["data"]["device"] for event in events_since(machine, since, "DEVICE_DELETED") if "device" in event["data"]]
-    assert sorted(told[len(brief) :]) == sorted(gone)
+    assert sorted(told(machine, since)[len(brief) :]) == sorted(gone)
     # Only those that asked for it stay away after one more boot, a DIMM that Linux kept among them.
     machine.reset()
     assert all(device.configured for device in new)
@@ -126,17 +125,16 @@ def test_what_is_asked_for_as_linux_goes_down_is_answered_once(
     if reset.seq < answered:
         pytest.skip("the guest was quicker: what is asked of its next boot is the matter of the tests above")
     assert not device.waiting
-    told = [event["data"]["device"] for event in events_since(machine, since, "DEVICE_DELETED") if "device" in event["data"]]
     refused = events_since(machine, since, "DEVICE_UNPLUG_GUEST_ERROR", "MEM_UNPLUG_ERROR")
     if refused:
         # From migrate_to_reboot_cpu on, Linux puts no CPU offline (cpu_hotplug_disable: EBUSY); memory it still does.
         assert kind is Kind.CORE
         assert [event["data"]["device"] for event in refused] == [device.id]
-        assert told == []
+        assert told(machine, since) == []
         assert device.configured
         assert device.unplug() == contract.removal(device)
     else:
-        assert told == [device.id]
+        assert told(machine, since) == [device.id]
         assert not device.configured
         assert plug(machine, kind).configured
 

@@ -13,7 +13,7 @@ from pytest_spapr import Contract, Deadline, Guest, Kind, LaunchMachine, Pseries
 from pytest_spapr.machine import Harness
 from pytest_spapr.qemu.qmp import Qmp
 
-from .inventory import events_since
+from .inventory import await_deleted, events_since, told
 from .kinds import plug
 
 
@@ -68,7 +68,7 @@ def test_each_monitor_hears_it_once_and_one_that_was_away_hears_no_more(
         second.qmp.execute("device_del", {"id": dimms[1].id})
         second.go()
         since = machine.timeline.mark()
-    machine.await_records(lambda record: record.event == "DEVICE_DELETED" and dimms[1].id in record.text, 1, since, "its event")
+    await_deleted(machine, since, dimms[1].id)
     second.come()
     assert second.deleted() == []
     assert not dimms[1].configured
@@ -78,7 +78,7 @@ def test_each_monitor_hears_it_once_and_one_that_was_away_hears_no_more(
         second.go()
         second.come()
         since = machine.timeline.mark()
-    machine.await_records(lambda record: record.event == "DEVICE_DELETED" and dimms[2].id in record.text, 1, since, "its event")
+    await_deleted(machine, since, dimms[2].id)
     assert [data["device"] for data in second.deleted()] == [dimms[2].id]
     second.go()
 
@@ -154,8 +154,7 @@ def test_a_controllers_disk_is_told_by_its_own_name_before_it(machine: PseriesMa
         machine.qmp.execute("device_add", {"driver": "scsi-hd", "id": name, "drive": name, "bus": f"{card.id}.0"})
     since = machine.timeline.mark()
     machine.qmp.execute("device_del", {"id": "disk2"})
-    machine.await_records(lambda record: record.event == "DEVICE_DELETED" and "disk2" in record.text, 1, since, "its event")
+    await_deleted(machine, since, "disk2")
     attempt = card.unplug()
     assert attempt == contract.removal(card)
-    named = [event["data"]["device"] for event in events_since(machine, since, "DEVICE_DELETED") if "device" in event["data"]]
-    assert named == ["disk2", "disk1", card.id]
+    assert told(machine, since) == ["disk2", "disk1", card.id]

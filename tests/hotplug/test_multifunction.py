@@ -6,7 +6,7 @@ import pytest
 
 from pytest_spapr import Contract, Guest, Lane, LaunchMachine, Presence, PseriesMachine, QmpRefused
 
-from .inventory import events_since, nothing_changes
+from .inventory import nothing_changes, told
 
 
 @pytest.mark.parametrize("functions", [2, pytest.param(4, marks=pytest.mark.spapr_slow)])
@@ -17,10 +17,9 @@ def test_function_0_takes_the_others_with_it(machine: PseriesMachine, guest: Gue
     assert guest.pci.functions().keys() >= addresses
     attempt = devices[0].unplug()
     assert attempt == contract.removal(devices[0])
-    deleted = [event["data"].get("device") for event in events_since(machine, attempt.began, "DEVICE_DELETED")]
-    told = [device for device in deleted if device]
-    assert sorted(told) == sorted(device.id for device in devices)
-    assert told[-1] == devices[0].id
+    gone = told(machine, attempt.began)
+    assert sorted(gone) == sorted(device.id for device in devices)
+    assert gone[-1] == devices[0].id
     assert all(device.views().qemu is Presence.ABSENT for device in devices)
     assert not guest.pci.functions().keys() & addresses
 
@@ -92,8 +91,7 @@ def test_all_eight_functions_go_by_a_reset(launch_machine: LaunchMachine, contra
         machine.reset(wait=False)
     machine.await_ready(since)
     assert devices[0].follow(attempt) == contract.after(devices[0], what="reset")
-    deleted = [event["data"].get("device") for event in events_since(machine, since, "DEVICE_DELETED")]
-    assert sorted(filter(None, deleted)) == sorted(device.id for device in devices)
+    assert sorted(told(machine, since)) == sorted(device.id for device in devices)
     assert not any(device.configured for device in devices)
 
 

@@ -17,7 +17,7 @@ from pytest_spapr.hotplug.attempt import Views
 from pytest_spapr.hotplug.pci import Pci, PciDevice
 
 from .disks import MIB, await_block, backing, guest_sum, host_sum
-from .inventory import events_since, nothing_changes
+from .inventory import events_since, nothing_changes, told
 
 
 @dataclass(frozen=True)
@@ -207,8 +207,7 @@ def test_the_end_of_a_usb_controller_is_told(launch_machine: LaunchMachine, cont
     machine.qmp.execute("device_del", {"id": card.id})
     # QEMU ends them in turn (call_rcu), so that there is nothing to wait for after the second one's end.
     assert other.unplug() == contract.unasked_removal(other)
-    told = [event["data"].get("device") for event in events_since(machine, 0, "DEVICE_DELETED")]
-    assert [device for device in told if device] == [card.id, other.id]
+    assert told(machine, 0) == [card.id, other.id]
 
 
 @_BALLOON

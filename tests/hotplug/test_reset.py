@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 
 from pytest_spapr import Contract, Guest, Kind, Outcome, PseriesMachine
-from pytest_spapr.hotplug.device import Device
 
-from .inventory import events_since
+from .inventory import told
 from .kinds import plug
 from .moments import await_record, once_disconnected
 
@@ -20,13 +19,6 @@ def panic(machine: PseriesMachine, guest: Guest) -> None:
     since = machine.timeline.mark()
     once_disconnected(guest, "echo c >/proc/sysrq-trigger")
     await_record(machine, since, "the guest's panic", lambda record: record.event == "GUEST_PANICKED")
-
-
-def told_of(machine: PseriesMachine, since: int, devices: list[Device]) -> list[str]:
-    """Return which of the devices DEVICE_DELETED has named, once for each time."""
-    ids = {device.id for device in devices}
-    named = [event["data"].get("device") for event in events_since(machine, since, "DEVICE_DELETED")]
-    return sorted(name for name in named if name in ids)
 
 
 @pytest.mark.parametrize("asked", ["before", "after"])
@@ -46,12 +38,12 @@ def test_a_panicked_guest_keeps_its_devices_until_the_reset(
             machine.qmp.hmp("nmi")
         await_record(machine, since, "the guest's panic", lambda record: record.event == "GUEST_PANICKED")
     assert machine.status() == "guest-panicked"
-    assert told_of(machine, since, devices) == []
+    assert told(machine, since) == []
     assert all(device.waiting for device in devices)
     machine.reset()
     for device, attempt in zip(devices, attempts, strict=True):
         assert device.follow(attempt) == contract.after(device, what="reset")
-    assert told_of(machine, since, devices) == sorted(device.id for device in devices)
+    assert sorted(told(machine, since)) == sorted(device.id for device in devices)
 
 
 def test_a_guest_that_panics_and_reboots_loses_what_was_pending(
@@ -73,7 +65,7 @@ def test_a_guest_that_panics_and_reboots_loses_what_was_pending(
     assert all(device.configured for device in kept)
     for device, attempt in zip(devices, attempts, strict=True):
         assert device.follow(attempt) == contract.after(device, what="reset")
-    assert told_of(machine, since, devices) == sorted(device.id for device in devices)
+    assert sorted(told(machine, since)) == sorted(device.id for device in devices)
 
 
 @pytest.mark.parametrize("how", ["by itself", "by the power button"])
@@ -91,10 +83,10 @@ def test_a_guest_with_added_devices_shuts_down(machine: PseriesMachine, guest: G
     await_record(machine, since, "the guest's end", lambda record: record.event == "SHUTDOWN")
     attempt = devices[0].unplug()
     assert (attempt.outcome, attempt.asked) == (Outcome.PENDING, True)
-    assert told_of(machine, since, devices) == []
+    assert told(machine, since) == []
     machine.reset()
     assert [device.configured for device in devices] == [False, True]
-    assert told_of(machine, since, devices) == [devices[0].id]
+    assert told(machine, since) == [devices[0].id]
 
 
 @pytest.mark.parametrize("what", ["reset", pytest.param("migration", marks=pytest.mark.spapr_defect("dimm-part-migration"))])
@@ -118,6 +110,6 @@ def test_a_dimm_of_which_the_guest_gave_some_back_goes_whole(
     promised = contract.after(dimm, what="migration" if what == "migration" else "reset")
     # By now the guest has given back all of it.
     assert dimm.follow(attempt, seconds=2) == promised
-    assert told_of(machine, since, [dimm]) == [dimm.id]
+    assert told(machine, since) == [dimm.id]
     again = machine.dimms.plug(768)
     assert again.configured

@@ -9,27 +9,15 @@ import pytest
 from pytest_spapr import Contract, Guest, Kind, PseriesMachine
 
 from .conftest import ToldRefusal
+from .disks import MIB, create_qcow2
 from .kinds import plug, silenced
 
 
 def give_disk(machine: PseriesMachine, path: Path) -> None:
     """Give QEMU a disk that can hold snapshots; the guest does not see it."""
-    path.touch()
-    qmp = machine.qmp
-    qmp.execute("blockdev-add", {"driver": "file", "node-name": "file", "filename": str(path)})
-    since = machine.timeline.mark()
-    qmp.execute("blockdev-create", {"job-id": "make", "options": {"driver": "qcow2", "file": "file", "size": 1 << 20}})
-    machine.await_records(
-        lambda r: r.event == "JOB_STATUS_CHANGE" and r.data is not None and r.data["data"]["status"] == "concluded",
-        1,
-        since,
-        "its job",
-    )
-    assert "error" not in qmp.execute("query-jobs")[0]
-    qmp.execute("job-dismiss", {"id": "make"})
-    qmp.execute("blockdev-add", {"driver": "qcow2", "node-name": "disk", "file": "file"})
+    create_qcow2(machine, path, MIB)
     # A clone was started with it on, and its memory is no file's.
-    qmp.execute("migrate-set-capabilities", {"capabilities": [{"capability": "x-ignore-shared", "state": False}]})
+    machine.qmp.execute("migrate-set-capabilities", {"capabilities": [{"capability": "x-ignore-shared", "state": False}]})
 
 
 def command(machine: PseriesMachine, line: str) -> None:

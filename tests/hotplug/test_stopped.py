@@ -11,7 +11,7 @@ from pytest_spapr.hotplug.attempt import Views
 from pytest_spapr.hotplug.evidence import Clue
 from pytest_spapr.hotplug.outcome import Presence
 
-from .inventory import events_since
+from .inventory import await_deleted, told
 from .kinds import plug
 
 
@@ -66,11 +66,10 @@ def test_stops_on_the_way_change_nothing(machine: PseriesMachine, kind: Kind) ->
     since = machine.timeline.mark()
     with Stumbling(machine) as going:
         machine.qmp.execute("device_del", {"id": device.id})
-        machine.await_records(lambda record: record.event == "DEVICE_DELETED" and device.id in record.text, 1, since, "its event")
+        await_deleted(machine, since, device.id)
     machine.guest.settle()
     assert device.views() == Views(Presence.ABSENT, Presence.ABSENT)
     assert not device.waiting
-    told = [event["data"].get("device") for event in events_since(machine, since, "DEVICE_DELETED")]
-    assert told.count(device.id) == 1
+    assert told(machine, since) == [device.id]
     assert coming.stops
     assert going.stops

@@ -10,18 +10,13 @@ import pytest
 from pytest_spapr import Contract, Guest, Kind, PseriesMachine
 from pytest_spapr.hotplug.device import Device
 
-from .inventory import events_since
+from .inventory import told
 from .kinds import plug
 
 #: LOG_NUMBER of arch/powerpc/kernel/rtasd.c: so many events the kernel keeps for rtas_errd.
 _KEPT: Final = 64
 # The head of a hotplug section in an event's log (struct hp_extended_log of hw/ppc/spapr_events.c), up to the connector's index.
 _SECTION: Final = re.compile(rb"HP\x00.{9}(?P<drc>.{4})", re.DOTALL)
-
-
-def told(machine: PseriesMachine, since: int) -> list[str]:
-    """Return the ids that DEVICE_DELETED has named since the cursor, in its order."""
-    return [event["data"]["device"] for event in events_since(machine, since, "DEVICE_DELETED") if "device" in event["data"]]
 
 
 @pytest.mark.parametrize(
