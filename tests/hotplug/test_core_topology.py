@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pytest_spapr import Contract, Guest, LaunchMachine, PseriesMachine, QmpRefused
+from pytest_spapr import Contract, Guest, LaunchFailed, LaunchMachine, PseriesMachine, QmpRefused
 from pytest_spapr.guest.shell import parse_ranges
 from pytest_spapr.hotplug.cores import Core
 
@@ -128,8 +128,16 @@ def test_slots_are_filled_and_emptied_again_and_again(
         *(word for core in range(4) for word in ("-numa", f"cpu,node-id={core % 2},core-id={core}")),
     ),
 )
-def test_a_core_comes_to_its_numa_node_and_leaves_it(machine: PseriesMachine, guest: Guest, contract: Contract) -> None:
+def test_a_core_comes_to_its_numa_node_and_leaves_it(launch_machine: LaunchMachine, contract: Contract) -> None:
     """C11: one with memory, one that has nothing but its cores; and QEMU lets a core have no other node than its own."""
+    try:
+        machine = launch_machine()
+    except LaunchFailed as error:
+        # QEMU 5.2, as long as none of its cores is there.
+        if said := next((line for line in error.stderr if "Memory-less/cpu-less nodes are not supported" in line), None):
+            pytest.skip(said)
+        raise
+    guest = machine.guest
     other: dict[str, Any] = {"node-id": 1}
     own: dict[str, Any] = {"node-id": 0}
     with nothing_changes(machine), pytest.raises(QmpRefused, match="invalid node-id, must be 0"):
