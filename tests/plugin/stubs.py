@@ -108,7 +108,7 @@ class StubMachine:
         return made
 
     def _attempt(self, outcome: Outcome) -> Attempt:
-        self.attempts.append(replace(attempt(outcome), began=len(self.attempts)))
+        self.attempts.append(replace(attempt(outcome), began=self.timeline.mark()))
         return self.attempts[-1]
 
     def follow(self, one: Attempt, outcome: str) -> None:
