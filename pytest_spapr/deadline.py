@@ -100,6 +100,7 @@ class Budgets:
     :ivar command: one guest command.
     :ivar qmp: one QMP command.
     :ivar plug: from ``device_add`` until the guest has configured the device.
+    :ivar move: all of a machine's state to another QEMU: that of a guest which has booted with an NVDIMM takes 8 s on an idle host.
     :ivar unplug: from ``device_del`` to an outcome, if the evidence is not complete before (drmgr sleeps 3 s for a PCI device).
     """
 
@@ -111,6 +112,7 @@ class Budgets:
     qmp: float
     plug: float
     unplug: float
+    move: float = 180
 
 
 # TCG on a loaded two-core host was seen six times slower than idle (a boot of 53 s, not 9 s): a backstop must not be what fails.

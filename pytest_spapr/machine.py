@@ -288,7 +288,7 @@ class Machine:
             on_failure.callback(destination.close)
             require_same(self.qmp, destination.qmp)
             take = partial(move_through, through) if through else move
-            take(self.timeline, self.qmp, destination.qmp, arrived, Deadline(self.budgets.launch))
+            take(self.timeline, self.qmp, destination.qmp, arrived, Deadline(self.budgets.move))
             # From here on the death of the destination is the machine's.
             arrived.merge()
             self._moved_to(destination, to or self.build)

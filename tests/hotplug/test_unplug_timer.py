@@ -180,7 +180,7 @@ class TestWindow:
         state = source.save()
         source.quit()
         destination = launch_machine(image=None, boot=False, cpus=2, qemu_args=("-incoming", "defer"))
-        restore(destination.qmp, destination.timeline, state, Deadline(destination.budgets.launch))
+        restore(destination.qmp, destination.timeline, state, Deadline(destination.budgets.move))
         core = destination.cores.boot_core(1)
         since = destination.timeline.mark()
         destination.cont()

@@ -451,7 +451,9 @@ def test_a_failed_assertion_tells_what_was_seen_and_where_its_page_is(pytester: 
     )
     result.stdout.no_fnmatch_line("*the last attempt*")
     cut_off = pytester.runpytest()
-    cut_off.stdout.fnmatch_lines(["E * outcome * removed * pending", "*truncated*", "*- spapr: the last attempt -*", "see *#r[1-9]*"])
+    cut_off.stdout.fnmatch_lines(
+        ["E * outcome * removed * pending", "*truncated*", "*- spapr: the last attempt -*", "see *#r[1-9]*"]
+    )
     steps = next((pytester.path / "artefacts").glob("*/*/timeline.txt")).read_text()
     assert "failed: AssertionError: assert core core1: not what the contract promises for 'removal'" in steps
 
