@@ -98,7 +98,11 @@ class _Client(QMPClient):
         Not by qemu.qmp (0.0.6), which takes an event for the answer that it waits for: QEMU sends events from the moment that it has
         understood ``qmp_capabilities``, and one that another thread has just then comes before the answer.
         """
-        await self.connect(sock)
+        try:
+            await self.connect(sock)
+        except AssertionError as error:
+            # It asserts that it is still connected: QEMU greeted and was gone.
+            raise EOFError("QEMU's monitor broke off after its greeting") from error
         try:
             offers_oob = self.greeting is not None and "oob" in self.greeting.QMP.capabilities
             await self.execute("qmp_capabilities", {"enable": ["oob"]} if offers_oob else {})

@@ -15,8 +15,10 @@ from ci.command import ended
 from pytest_spapr.errors import ConfigError
 
 _RUNS_ANOTHER = """\
-import subprocess, sys
+import signal, subprocess, sys
 from ci.command import ended
+# Where a shell's background job runs this, Ctrl-C is ignored, and Python leaves it so.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 def run():
     with subprocess.Popen(["sleep", "600"]) as other:
         try:

@@ -187,6 +187,17 @@ def test_a_refusal(bench: Bench) -> None:
     assert qmp.execute("query-status")
 
 
+def test_a_qemu_that_is_gone_as_soon_as_it_has_greeted(loop: QmpLoop, timeline: Timeline) -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        theirs.sendall(
+            b'{"QMP": {"version": {"qemu": {"micro": 0, "minor": 1, "major": 11}, "package": ""}, "capabilities": []}}\r\n'
+        )
+    timeline.end(MachineDied("QEMU ended with status 1", 1, ()))
+    with pytest.raises(MachineDied, match="ended with status 1"):
+        Qmp.connect(ours, loop, timeline, Deadline(10), seconds=10)
+
+
 def test_a_descriptor_is_given_with_its_name(bench: Bench) -> None:
     qmp = bench.connect(getfd=[{"return": {}}])
     ours, theirs = socket.socketpair()
