@@ -150,14 +150,13 @@ class QemuProcess:
                 pass_fds=pass_fds,
                 start_new_session=True,
             )
+            try:
+                stderr = LineReader(_taken_stdout(popen), self._hear, name="qemu")
+            except BaseException:
+                _kill_session(popen.pid)
+                popen.wait()
+                raise
         except BaseException as error:  # noqa: BLE001 - it is raised where started is asked
-            started.set_exception(error)
-            return
-        try:
-            stderr = LineReader(_taken_stdout(popen), self._hear, name="qemu")
-        except BaseException as error:  # noqa: BLE001 - as above
-            _kill_session(popen.pid)
-            popen.wait()
             started.set_exception(error)
             return
         self._timeline.follow(stderr.catch_up)
