@@ -6,9 +6,7 @@ nothing is guessed of what a guest may have written at the beginning of a raw di
 
 from __future__ import annotations
 
-import itertools
 import os
-import secrets
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -19,7 +17,7 @@ from typing import Final
 from pytest_spapr.errors import ImageError
 from pytest_spapr.images.login import Login
 from pytest_spapr.images.store import GuestImage
-from pytest_spapr.private import private_directory
+from pytest_spapr.private import OwnNames
 
 #: Names of such files end so.
 SUFFIXES: Final = (".qcow2", ".raw")
@@ -34,10 +32,7 @@ _HEADER: Final = struct.Struct(">4sIQIIQIIQQIIQQQQII")
 _CLUSTER_BITS, _REFCOUNT_ORDER, _VERSION = 16, 4, 3
 _CLUSTER: Final = 1 << _CLUSTER_BITS
 _MAPPED: Final = _CLUSTER // 8 * _CLUSTER
-_PREFIX: Final = "disk-"
-_NUMBERS: Final = itertools.count(1)
-# Of this process, whatever its number; a name that nobody else has given.
-_OURS: Final = secrets.token_hex(4)
+_OVERLAYS: Final = OwnNames("disk-", ".qcow2")
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,9 +135,10 @@ class Overlay:
 
         :raises ImageError: it cannot be written. :raises ConfigError: see ``private.private_directory``.
         """
-        directory = private_directory()
-        _sweep(directory)
-        path = directory / f"{_PREFIX}{os.getpid()}-{_OURS}-{next(_NUMBERS)}.qcow2"
+        # A machine that outlives its test has its own open: it needs no name.
+        for left in _OVERLAYS.left():
+            left.unlink(missing_ok=True)
+        path = _OVERLAYS.new()
         try:
             write_empty(path, disk.size)
         except OSError as error:
@@ -229,16 +225,6 @@ def write_empty(path: Path, size: int) -> None:
         stream.seek(2 * _CLUSTER)
         stream.write(struct.pack(">H", 1) * clusters)
         stream.truncate(clusters * _CLUSTER)
-
-
-def _sweep(directory: Path) -> None:
-    """Remove the files of processes that are gone. A machine that outlives its test has its own open: it needs no name."""
-    for left in directory.glob(f"{_PREFIX}*"):
-        owner, _, rest = left.name.removeprefix(_PREFIX).partition("-")
-        # In a container pytest has the same number each time: ours is also that of those before.
-        ours = owner == str(os.getpid())
-        if not rest.startswith(f"{_OURS}-") if ours else not Path("/proc", owner).exists():
-            left.unlink(missing_ok=True)
 
 
 def _qcow2_size(header: bytes, path: Path) -> int:

@@ -5,7 +5,6 @@ What is sent there does not stand on the machine's timeline; the events that com
 
 from __future__ import annotations
 
-import itertools
 import os
 import socket
 from contextlib import suppress
@@ -14,10 +13,9 @@ from pathlib import Path
 from typing import Final, Protocol, Self
 
 from pytest_spapr.errors import ConfigError
-from pytest_spapr.private import private_directory
+from pytest_spapr.private import OwnNames
 
-_PREFIX: Final = "qmp-"
-_NUMBERS: Final = itertools.count(1)
+_SOCKETS: Final = OwnNames("qmp-")
 # Of 108 bytes the last is a zero (unix(7)).
 _LONGEST: Final = 107
 _MODERN: Final = "monitor-qmp"
@@ -43,11 +41,10 @@ class Backdoor:
 
         :raises ConfigError: the directory cannot be made, is not this user's alone, or has too long a name for sockets.
         """
-        directory = private_directory()
-        for left in directory.glob(f"{_PREFIX}*"):
+        for left in _SOCKETS.left():
             if not _answers(left):
                 left.unlink(missing_ok=True)
-        path = directory / f"{_PREFIX}{os.getpid()}-{next(_NUMBERS)}"
+        path = _SOCKETS.new()
         if len(os.fsencode(path)) > _LONGEST:
             raise ConfigError(f"{path} is too long a name for a socket: set TMPDIR to a directory with a shorter one.")
         name = "backdoor"
@@ -66,10 +63,7 @@ class Backdoor:
 
 
 def _answers(path: Path) -> bool:
-    """Return whether somebody listens there, or will before long: the name of a process that lives is its own to remove."""
-    with suppress(ValueError):
-        if Path(f"/proc/{int(path.name.removeprefix(_PREFIX).partition('-')[0])}").exists():
-            return True
+    """Return whether somebody listens there: a machine may be kept for longer than the run that made it."""
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(1)
         try:

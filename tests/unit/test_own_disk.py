@@ -22,7 +22,6 @@ from pytest_spapr.guest.ssh import Ssh
 from pytest_spapr.guest.strange import prepare
 from pytest_spapr.hotplug.contract import Contract
 from pytest_spapr.hotplug.outcome import Kind, Outcome
-from pytest_spapr.images import disk as disks
 from pytest_spapr.images import keys, seed
 from pytest_spapr.images.disk import About, Overlay, OwnDisk, is_disk, open_disk, overlay_for, write_empty
 from pytest_spapr.images.login import Login, given_login, require_host_key
@@ -50,7 +49,7 @@ def raw(tmp_path: Path) -> Path:
 def private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     directory = tmp_path / "private"
     directory.mkdir()
-    monkeypatch.setattr(disks, "private_directory", lambda: directory)
+    monkeypatch.setattr("pytest_spapr.private.private_directory", lambda: directory)
     return directory
 
 
