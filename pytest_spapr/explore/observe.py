@@ -12,14 +12,15 @@ from pytest_spapr.errors import QmpRefused
 from pytest_spapr.explore.model import DELETED
 from pytest_spapr.explore.steps import Command
 from pytest_spapr.hotplug import drc
+from pytest_spapr.hotplug.defects import row
 from pytest_spapr.timeline import Lane, Record
 
 if TYPE_CHECKING:
     from pytest_spapr.hotplug.pseries import PseriesMachine
     from pytest_spapr.qemu.qmp import Qmp
 
-#: A command that fails has QEMU run what waits for RCU (drain_call_rcu in qmp_device_add): the end of PCI devices and PHBs.
-DRAIN: Final = Command("device_add", {"driver": "no-such-device"})
+#: What has QEMU run what waits for RCU, as a step of a history.
+DRAIN: Final = Command(*row.DRAIN)
 #: What RCU has to do may make more work for it: it takes some rounds, most often one.
 SETTLE_SECONDS: Final = 3.0
 

@@ -6,11 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final
 
-from pytest_spapr.hotplug.defects.row import NEVER, NOT_YET, RESET, TCG, KnownDefect, Reproducer
+from pytest_spapr.hotplug.defects.row import DRAIN, NEVER, NOT_YET, RESET, TCG, KnownDefect, Reproducer
 
 _ALONE: Final = ("-device", "spapr-pci-host-bridge,index=1,id=alone,dma_win_size=0x1000000,ddw=off")
-# One that fails has QEMU run what waits for RCU, as the end of a PCI device does (drain_call_rcu in qmp_device_add).
-_DRAIN: Final = ("device_add", {"driver": "no-such-device"})
 _PASSED_THROUGH: Final[Mapping[str, Any]] = {
     "driver": "vfio-user-pci",
     "id": "card1",
@@ -214,7 +212,7 @@ ROWS: Final = (
         versions=(((10, 1, 0), NEVER),),
         fatal=True,
         reproducer=Reproducer(
-            _ALONE, (("device_add", _PASSED_THROUGH), ("device_del", {"id": "card1"}), _DRAIN), "dies", server="nvme"
+            _ALONE, (("device_add", _PASSED_THROUGH), ("device_del", {"id": "card1"}), DRAIN), "dies", server="nvme"
         ),
     ),
     KnownDefect(

@@ -102,3 +102,5 @@ NOT_YET: Final = "not by 11.1"
 TCG: Final = frozenset({"tcg"})
 #: A reset, for reproducers. It is done after its reply, and now and then after the next one's: it takes several.
 RESET: Final[tuple[tuple[str, Mapping[str, Any]], ...]] = (("system_reset", {}), ("query-status", {}))
+#: A command that fails has QEMU run what waits for RCU (drain_call_rcu in qmp_device_add): the end of PCI devices and PHBs.
+DRAIN: Final[tuple[str, Mapping[str, Any]]] = ("device_add", {"driver": "no-such-device"})
