@@ -144,7 +144,7 @@ def _explore(run: Run) -> int:
     subject = subjects[0]
     seed = secrets.randbelow(_SEEDS) if arguments.seed is None else arguments.seed
     seconds = 60 * (arguments.minutes or _MINUTES) if arguments.minutes or arguments.examples is None else float("inf")
-    store = directory / "histories" if arguments.fresh else _store(run, cell, onward, guest=guest)
+    store = directory / "histories" if arguments.fresh else _store(run, (cell, *others), onward, guest=guest)
     campaign = Campaign(seed, Deadline(seconds), arguments.examples, arguments.guided, cell.build().features, store)
     campaign.round = _ROUND_WITH_GUEST if guest else _ROUND
     campaign.first, campaign.shrink = arguments.first, float(arguments.shrink)
@@ -205,11 +205,12 @@ def _mode(settings: Settings) -> dict[str, Any]:
     return {name: value for name, value in said.items() if value not in (None, "auto", ())}
 
 
-def _store(run: Run, cell: Cell, onward: QemuBuild | None, *, guest: bool) -> Path:
-    """Return where what was found with this build, or with these two, and with this guest, is kept for the next run."""
-    name = cell.image().name if guest else "no-guest"
-    builds = [build.sha256[:16] for build in (cell.build(), onward) if build is not None]
-    return run.cache.directory("explore", "-".join((name, *builds)))
+def _store(run: Run, cells: Sequence[Cell], onward: QemuBuild | None, *, guest: bool) -> Path:
+    """Return where what was found with these builds and with this guest is kept for the next run."""
+    name = cells[0].image().name if guest else "no-guest"
+    builds = [cell.build().sha256[:16] for cell in cells]
+    moves = [] if onward is None else ["to", onward.sha256[:16]]
+    return run.cache.directory("explore", "-".join((name, *builds, *moves)))
 
 
 def _check(arguments: argparse.Namespace) -> None:

@@ -137,7 +137,7 @@ def test_of_two_builds_what_is_handed_back_is_about_the_one_that_broke(
 ) -> None:
     made = {"7.2": build((7, 2, 22)), "11.1": build((11, 1, 3))}
     for name, one in made.items():
-        one.features, one.sha256, one.command = HEARS_ALL, "0" * 64, (f"qemu-{name}",)
+        one.features, one.sha256, one.command = HEARS_ALL, f"{name:f<64}", (f"qemu-{name}",)
     monkeypatch.setattr(Cell, "build", lambda self, *_: made[self.settings.qemu.value])
     words = ["--no-guest", "--qemu=7.2", "--qemu=11.1", "--examples=400", "--seed=1", "--workers=1", "--first"]
     assert spapr(*words, ground=FakePair(dies_of_phb_beside_core)) == 1
@@ -151,6 +151,9 @@ def test_of_two_builds_what_is_handed_back_is_about_the_one_that_broke(
         assert "power10-spapr-cpu-core" in text
         assert FACTS.core_type not in text
     assert "['qemu-11.1']" in (place / "violation_1.py").read_text(encoding="utf-8")
+    # What two do differently is not what the first one did by itself.
+    [store] = (tmp_path / "cache/explore").iterdir()
+    assert store.name == "no-guest-7.2fffffffffffff-11.1ffffffffffff"
     # It is played on both again.
     assert FACTS.core_type in (place / "history.json").read_text(encoding="utf-8")
 
