@@ -42,21 +42,35 @@ class Task:
         self.guest.ask(script).check()
 
 
+def keep_busy(guest: Guest) -> None:
+    """Have no CPU of the guest idle from now on."""
+    for cpu in guest.cpus.online():
+        _at_work(_start(guest, cpu), cpu)
+
+
 @contextmanager
 def busy(guest: Guest, cpu: int, *, command: str = "") -> Iterator[Task]:
     """Have a task that is pinned to a CPU keep it busy inside the ``with`` block.
 
     :param command: what to start it by, e.g. ``chrt -f 50``. :raises AssertionError: it does not run there.
     """
-    # It says so itself when it is no longer taskset or chrt, whose own work is not what is wanted.
-    script = "echo > /run/busy.$$; while :; do :; done"
-    started = guest.ask(f"taskset {1 << cpu:x} {command} sh -c '{script}' > /dev/null 2>&1 & echo $!").check()
-    task = Task(guest, int(started.stdout))
+    task = _start(guest, cpu, command)
     try:
-        guest.ask(f"until test -e /run/busy.{task.pid}; do :; done").check()
-        task.await_work()
-        assert task.cpu == cpu
+        _at_work(task, cpu)
         yield task
     finally:
         if guest.usable:
             guest.ask(f"kill -KILL {task.pid}").check()
+
+
+def _start(guest: Guest, cpu: int, command: str = "") -> Task:
+    # It says so itself when it is no longer taskset or chrt, whose own work is not what is wanted.
+    script = "echo > /run/busy.$$; while :; do :; done"
+    started = guest.ask(f"taskset {1 << cpu:x} {command} sh -c '{script}' > /dev/null 2>&1 & echo $!").check()
+    return Task(guest, int(started.stdout))
+
+
+def _at_work(task: Task, cpu: int) -> None:
+    task.guest.ask(f"until test -e /run/busy.{task.pid}; do :; done").check()
+    task.await_work()
+    assert task.cpu == cpu

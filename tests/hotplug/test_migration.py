@@ -30,6 +30,7 @@ from .inventory import events_since
 from .kinds import PHB_SLOWLY, SILENCE, plug, silenced
 from .loads import in_background
 from .moments import reset_into_firmware
+from .tasks import keep_busy
 
 
 @contextmanager
@@ -271,12 +272,6 @@ class TestMove:
         os.kill(machine.process.pid, signal.SIGKILL)
         with pytest.raises(MachineDied, match="SIGKILL"):
             machine.guest.run("sleep 100")
-
-
-def keep_busy(guest: Guest) -> None:
-    """Have no CPU of the guest idle from now on."""
-    for cpu in guest.cpus.online():
-        guest.ask(f"setsid taskset {1 << cpu:x} sh -c 'while :; do :; done' >/dev/null 2>&1 </dev/null &").check()
 
 
 @pytest.mark.spapr(machine="pseries-7.2", cpu="power9_v2.0")
