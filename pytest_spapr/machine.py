@@ -214,13 +214,8 @@ class Machine:
     def cont(self) -> None:
         """Let the machine run on."""
         self.timeline.step("cont")
-        # Who has not come up yet takes no message, and its firmware needs no timers.
-        guest = None if self._guest is None or self._guest.booting else self._guest
-        if self._timers_stand and guest is not None and self.qmp.execute("query-status")["status"] == "paused":
-            self._cont_with_timers(guest)
-        else:
-            self.qmp.execute("cont")
-        self._timers_stand = False
+        self.qmp.execute("cont")
+        self._set_timers_going()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -361,14 +356,17 @@ class Machine:
         for act in self.at_move:
             act()
 
-    def _cont_with_timers(self, guest: Guest) -> None:
-        """Have the timers of a guest that has moved go on as it does."""
-        # The last one first, and told before the guest runs: where its removal was pending it begins now, and a CPU without timers
-        # does not come to the end of it [Linux 6.1: hard LOCKUP in snooze_loop].
-        supposed = range(len(self.qmp.execute("query-cpus-fast")))
-        renewed = guest.renew(reversed(supposed), run=lambda: self.qmp.execute("cont"))
-        # One that came up only then may have been on its way up in the move.
-        guest.renew(guest.cpus.online().difference(renewed))
+    def _set_timers_going(self) -> None:
+        """Have the timers of a guest that has moved go on, where they stand."""
+        # One that has not come up yet takes no message, and its firmware needs no timers.
+        if self._timers_stand and self._guest is not None and self._guest.usable and not self._guest.booting:
+            # The last one first, and before anything is asked: where its removal was pending it begins now, and a CPU without timers
+            # does not come to the end of it [Linux 6.1: hard LOCKUP in snooze_loop].
+            supposed = range(len(self.qmp.execute("query-cpus-fast")))
+            renewed = self._guest.renew(reversed(supposed))
+            # One that came up only then may have been on its way up in the move.
+            self._guest.renew(self._guest.cpus.online().difference(renewed))
+        self._timers_stand = False
 
     def _meet_guest(self, image: GuestImage) -> Guest:
         guest = Guest(

@@ -214,40 +214,37 @@ class Guest:
         """
         self.ask(_REST.format(idle=0.9 * _REST_WINDOW * len(self.cpus.online()), microseconds=int(_REST_WINDOW * 1e6))).check()
 
-    def renew(self, cpus: Iterable[int] = (0,), *, run: Callable[[], object] = lambda: None) -> frozenset[int]:
+    def renew(self, cpus: Iterable[int] = (0,)) -> frozenset[int]:
         """Give a clone's guest the host's time, timers that go on, and random numbers of its own; 0.03 s.
 
         The time is late by less than that. Where this returns, the kernel's random generator has been seeded anew from the host's:
         whatever asks it from then on, a new process's layout included, gets what no other clone gets.
 
         :param cpus: those that have timers to go on, in this order; one that is not online has none.
-        :param run: lets a paused machine run, and finds on its way to the guest what the guest is to do first.
         :returns: those that were online. The time and the random numbers are given whether or not one is.
         :raises GuestError: the image cannot do it, or its kernel refused. :raises DeadlineExpired: no answer.
         """
         if self._console is None:
             raise GuestError("the guest's image has no console shell, and a clone of it cannot be given the time and entropy")
         self._timeline.step("renew the guest's time and entropy")
-        asked = [cpu for cpu in cpus if cpu < CPUS]
-        since = self._timeline.mark()
-        with contextlib.suppress(OSError):
-            # Of a QEMU that has died: told by the wait.
-            for cpu in asked:
+        deadline = Deadline(self._budgets.command)
+        renewed: set[int] = set()
+        for cpu in (cpu for cpu in cpus if cpu < CPUS):
+            since = self._timeline.mark()
+            with contextlib.suppress(OSError):
+                # Of a QEMU that has died: told by the wait.
                 self._renewal(message(*divmod(time.time_ns(), 1_000_000_000), cpu, token_bytes(SEED)))
-        run()
-        answers: list[str] = []
-
-        def decide(record: Record) -> list[str] | None:
-            if record.lane is Lane.SERVICE and record.text in (DONE, ABSENT, FAILED):
-                answers.append(record.text)
-            return answers if FAILED in answers or len(answers) == len(asked) else None
-
-        if asked:
-            deadline = Deadline(self._budgets.command)
-            self._timeline.wait(decide, since=since, deadline=deadline, what="the guest to take the host's time and entropy")
-        if FAILED in answers:
-            raise GuestError("the guest's kernel refused the host's time or entropy")
-        return frozenset(cpu for cpu, said in zip(asked, answers, strict=True) if said == DONE)
+            said = self._timeline.wait(
+                lambda record: record.text if record.lane is Lane.SERVICE and record.text in (DONE, ABSENT, FAILED) else None,
+                since=since,
+                deadline=deadline,
+                what="the guest to take the host's time and entropy",
+            )
+            if said == FAILED:
+                raise GuestError("the guest's kernel refused the host's time or entropy")
+            if said == DONE:
+                renewed.add(cpu)
+        return frozenset(renewed)
 
     def _answered(self, command: str, run: Callable[[], Completed]) -> Completed:
         """Return what a command did, if an answer can come; say why not otherwise."""

@@ -184,7 +184,7 @@ class TestScenarios:
         ("version", "accelerator", "defect"),
         [
             ((5, 2, 0), "tcg", "tcg-pending-core-migration"),
-            ((7, 2, 22), "tcg", None),
+            ((7, 2, 22), "tcg", "tcg-pending-core-migration"),
             ((10, 0, 13), "tcg", "tcg-smp-migration"),
             ((10, 0, 13), "kvm", None),
             ((11, 1, 3), "tcg", None),
