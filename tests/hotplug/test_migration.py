@@ -32,6 +32,9 @@ from .loads import in_background
 from .moments import reset_into_firmware
 from .tasks import keep_busy
 
+# ``virtio-queue-size``.
+_QUEUE = "exceeds allocated max"
+
 
 @contextmanager
 def migrating(machine: PseriesMachine) -> Iterator[None]:
@@ -47,6 +50,16 @@ def migrating(machine: PseriesMachine) -> Iterator[None]:
         machine.qmp.execute("migrate_cancel")
     end = machine.timeline.wait(migration_end, since=since, deadline=Deadline(machine.budgets.qmp), what="the migration's end")
     assert end in ("cancelled", "failed")
+
+
+@contextmanager
+def moved_but_for(words: str) -> Iterator[None]:
+    """Fail as a known defect does, by an assertion, where a move inside the ``with`` block ends with an error of these words."""
+    try:
+        yield
+    except MachineError as error:
+        assert words not in str(error), error
+        raise
 
 
 def qemus() -> set[int]:
@@ -139,11 +152,8 @@ class TestMove:
             gone, core = (machine.cores.plug(wait=False) for _ in range(2))
             assert gone.unplug() == contract.unasked_removal(gone)
         core.await_configured(since)
-        try:
+        with moved_but_for("instance 'xive-tctx'"):
             machine.migrate()
-        except MachineError as error:
-            assert "instance 'xive-tctx'" not in str(error), error
-            raise
         assert core.configured
 
     @PHB_SLOWLY
@@ -275,6 +285,7 @@ class TestMove:
 
 
 @pytest.mark.spapr(machine="pseries-7.2", cpu="power9_v2.0")
+@pytest.mark.spapr_defect("virtio-queue-size")
 class TestMoveToANewerQemu:
     """From an older QEMU to a newer one that has its machine type.
 
@@ -298,7 +309,8 @@ class TestMoveToANewerQemu:
         keep_busy(guest)
         with guest.memory.offline_refused():
             attempt = pending.unplug()
-            machine.migrate(newer)
+            with moved_but_for(_QUEUE):
+                machine.migrate(newer)
         version = machine.qmp.execute("query-version")["qemu"]
         assert (version["major"], version["minor"], version["micro"]) == newer.version
         assert pending.waiting
@@ -314,7 +326,8 @@ class TestMoveToANewerQemu:
         core = machine.cores.plug()
         with machine.paused():
             attempt = core.unplug()
-            machine.migrate(newer)
+            with moved_but_for(_QUEUE):
+                machine.migrate(newer)
             assert core.waiting
             since = machine.timeline.mark()
             machine.reset(wait=False)

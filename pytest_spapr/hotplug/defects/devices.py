@@ -69,12 +69,12 @@ ROWS: Final = (
     ),
     KnownDefect(
         id="virtio-queue-size",
-        summary="a virtio device whose queues no driver has set up cannot move on to QEMU 11.1: vring.num 1024 exceeds allocated max 8",
+        summary="a machine with a virtio device cannot move on to QEMU 11.1: vring.num 1024 exceeds allocated max 256 (or another)",
         reference=(
             "found by `spapr explore --onward`; in 10.0.13 virtio_add_queue (hw/virtio/virtio.c) makes every queue as large as can be, "
             '"for qemu <11.1", and names the thread on qemu-devel; 11.1 takes no more than the device\'s own size'
         ),
-        seen="QEMU 10.0.13 to 11.1.3 with virtio-rng-pci and virtio-balloon-pci, not with virtio-net-pci, not 7.2.22 to 11.1.3",
+        seen="QEMU 10.0.13 to 11.1.3: rng and balloon without a guest, but not net; net with one, each time; not 7.2.22 to 11.1.3",
         since="QEMU 10.0.13 or earlier",
         fixed=NOT_YET,
         versions=(((10, 0, 0), (10, 1, 0)),),
