@@ -78,24 +78,24 @@ def _try_all(arguments: argparse.Namespace, run: Run, chosen: Sequence[Break], d
     make = _make(run.cache, run, arguments.jobs)
     # Also for the source, which the first build gets.
     make(PLAIN, ())
-    tree = source.pristine(SOURCE, run.cache)
-    probed = partial(_probed, run.cache, run.progress)
-    rig = Rig(tree, make, watchers(probed, PLAIN, arguments.timeout), directory)
-    # Before hours of work: does each fit this source?
-    keys = {one.name: rig.key(one) for one in chosen}
-    results = Results(directory)
-    known = results.read()
-    try:
-        for number, one in enumerate(chosen, start=1):
-            before = known.get(one.name)
-            if before is not None and before.key == keys[one.name] and (before.by or not arguments.again):
-                continue
-            result = rig.try_break(one)
-            run.progress.done()
-            results.add(result)
-            _tell(f"{number} of {len(chosen)}", result)
-    finally:
-        store.remove(run.cache, BROKEN)
+    with source.pristine(SOURCE, run.cache) as tree:
+        probed = partial(_probed, run.cache, run.progress)
+        rig = Rig(tree, make, watchers(probed, PLAIN, arguments.timeout), directory)
+        # Before hours of work: does each fit this source?
+        keys = {one.name: rig.key(one) for one in chosen}
+        results = Results(directory)
+        known = results.read()
+        try:
+            for number, one in enumerate(chosen, start=1):
+                before = known.get(one.name)
+                if before is not None and before.key == keys[one.name] and (before.by or not arguments.again):
+                    continue
+                result = rig.try_break(one)
+                run.progress.done()
+                results.add(result)
+                _tell(f"{number} of {len(chosen)}", result)
+        finally:
+            store.remove(run.cache, BROKEN)
 
 
 def _make(cache: Cache, run: Run, jobs: int | None) -> Make:

@@ -17,8 +17,8 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -111,17 +111,20 @@ def build(
     return found
 
 
-def pristine(source: str, cache: Cache) -> Path:
-    """Return the directory of Debian's source as builds begin with it, for reading only.
+@contextmanager
+def pristine(source: str, cache: Cache) -> Iterator[Path]:
+    """Have the directory of Debian's source as builds begin with it, for reading only; it is not removed inside the ``with`` block.
 
     :param source: as for :func:`build`, which puts it there. :raises BuildError: it is not there.
     """
-    tree = cache.entry(KIND, f"qemu-{source}") / "pristine"
+    key = f"qemu-{source}"
+    tree = cache.entry(KIND, key) / "pristine"
     if not tree.is_dir():
         raise BuildError(
             f"the source of QEMU {source} is not in the cache {cache.root}: `spapr qemu build --source={source}` gets it."
         )
-    return tree
+    with cache.using(KIND, key):
+        yield tree
 
 
 def trees(cache: Cache) -> list[Entry]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tomllib
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -330,7 +331,7 @@ def test_a_run_goes_on_where_it_was_and_does_again_what_was_changed(
     monkeypatch.setattr(command, "BREAKS", breaks)
     monkeypatch.setattr(command, "watchers", lambda *_: (Notices(),))
     monkeypatch.setattr(command, "_make", lambda *_: lambda _name, _patches: None)
-    monkeypatch.setattr(source, "pristine", lambda *_: tree)
+    monkeypatch.setattr(source, "pristine", lambda *_: nullcontext(tree))
     words = [f"--results={tmp_path / 'results'}", f"--page={page}", f"--cache-dir={tmp_path / 'cache'}"]
     assert command.main(words) == 1
     assert "1 of 2 breaks noticed" in capsys.readouterr().out

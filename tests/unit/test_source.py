@@ -179,3 +179,13 @@ def test_what_a_build_uses_is_removed_after_it(
         remover.join(20)
     assert len(removers) == len(used)
     assert present() == []
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "ppc64le", "aarch64"), reason="no builds for this machine")
+def test_a_source_that_is_read_is_not_removed(kept: Cache) -> None:
+    with builds.pristine("7.2", kept) as tree:
+        assert tree == kept.entry(builds.KIND, "qemu-7.2") / "pristine"
+        assert not kept.remove_unused(builds.KIND, "qemu-7.2")
+    assert kept.remove_unused(builds.KIND, "qemu-7.2")
+    with pytest.raises(BuildError, match=r"--source=7\.2` gets it"), builds.pristine("7.2", kept):
+        pass
