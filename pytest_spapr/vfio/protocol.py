@@ -1,6 +1,9 @@
 """The messages of the vfio-user protocol 0.0, as QEMU speaks it (docs/interop/vfio-user.rst, hw/vfio-user/protocol.h): layouts and numbers.
 
 All numbers are little endian. A client's bytes are not to be trusted: whatever is not as it should be raises :class:`Malformed`.
+
+No library does it: libvfio-user is C, and the Python of its tests is published by nobody; vfio_user (rust-vmm) is Rust. What is needed
+here is a server that answers late, wrongly, or not at all.
 """
 
 from __future__ import annotations
