@@ -435,7 +435,8 @@ class TestProcesses:
             except KeyboardInterrupt:
                 say("interrupted")
             sys.stdin.readline()
-            say("slots", bool(slots.try_take(1)), bool(slots.try_take(1)), bool(slots.try_take(1)))
+            # A thread of the wait may have what it waited for just now, until it sees that nobody wants it.
+            say("slots", bool(slots.take(2)), bool(slots.try_take(1)))
             sys.stdin.read()
             """,
             weight=2,
@@ -452,7 +453,7 @@ class TestProcesses:
         make().take(2, deadline=Deadline(SECONDS)).release()
         assert free(make()) == 2
         waiter.goes_on()
-        assert waiter.says() == "slots True True False"
+        assert waiter.says() == "slots True False"
 
     def test_no_program_that_is_started_inherits_a_slot(self, make: Make, child: Callable[..., Child]) -> None:
         holder = child(
