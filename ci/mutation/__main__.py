@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -78,24 +79,23 @@ def _try_all(arguments: argparse.Namespace, run: Run, chosen: Sequence[Break], d
     make = _make(run.cache, run, arguments.jobs)
     # Also for the source, which the first build gets.
     make(PLAIN, ())
-    with source.pristine(SOURCE, run.cache) as tree:
+    with ExitStack() as hold:
+        tree = hold.enter_context(source.pristine(SOURCE, run.cache))
         probed = partial(_probed, run.cache, run.progress)
         rig = Rig(tree, make, watchers(probed, PLAIN, arguments.timeout), directory)
         # Before hours of work: does each fit this source?
         keys = {one.name: rig.key(one) for one in chosen}
         results = Results(directory)
         known = results.read()
-        try:
-            for number, one in enumerate(chosen, start=1):
-                before = known.get(one.name)
-                if before is not None and before.key == keys[one.name] and (before.by or not arguments.again):
-                    continue
-                result = rig.try_break(one)
-                run.progress.done()
-                results.add(result)
-                _tell(f"{number} of {len(chosen)}", result)
-        finally:
-            store.remove(run.cache, BROKEN)
+        hold.callback(store.remove, run.cache, BROKEN)
+        for number, one in enumerate(chosen, start=1):
+            before = known.get(one.name)
+            if before is not None and before.key == keys[one.name] and (before.by or not arguments.again):
+                continue
+            result = rig.try_break(one)
+            run.progress.done()
+            results.add(result)
+            _tell(f"{number} of {len(chosen)}", result)
 
 
 def _make(cache: Cache, run: Run, jobs: int | None) -> Make:
