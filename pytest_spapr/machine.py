@@ -252,13 +252,20 @@ class Machine:
         """
         since = self.timeline.mark()
         self.timeline.step("guest reboot")
-        # Only when this connection's server process has ended: a reset that overtakes its answer leaves us waiting for it.
         # -f: straight to the kernel, init has nothing to save.
-        reboot = "while test -d /proc/$PPID; do usleep 10000; done; reboot -f"
-        self.guest.run(f'setsid sh -c "{reboot}" > /dev/null 2>&1 < /dev/null &').check()
-        self._forget_connection()
+        self.guest.leave("reboot -f")
         self._await_event("RESET", since)
         self.await_ready(since)
+
+    def panic(self) -> None:
+        """Have the guest's kernel panic, and wait until QEMU tells of it. It stands then, and what is pending stays so, until a reset.
+
+        :raises DeadlineExpired: QEMU does not tell (``GUEST_PANICKED``).
+        """
+        since = self.timeline.mark()
+        self.timeline.step("guest panic")
+        self.guest.leave("echo c > /proc/sysrq-trigger")
+        self._await_event("GUEST_PANICKED", since)
 
     def migrate(self, to: QemuBuild | None = None, *, through: Path | None = None) -> None:
         """Move the machine to another QEMU process, as a live migration does, and end the one that it leaves.

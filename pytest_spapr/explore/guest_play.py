@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any, Final, NoReturn
 
 from pytest_spapr.errors import DeadlineExpired, MachineDied, QmpRefused, SpaprError
+from pytest_spapr.explore.at_rest import Inventory, checks
 from pytest_spapr.explore.faults import FAULTS
 from pytest_spapr.explore.guest_script import BY_HAND, UNSOUND
 from pytest_spapr.explore.history import AT_THE_END, Done, Play, Rest, Violated, Violation
@@ -22,10 +23,10 @@ from pytest_spapr.explore.world import state_file
 from pytest_spapr.hotplug.attempt import Attempt
 from pytest_spapr.hotplug.backend import Backend
 from pytest_spapr.hotplug.contract import Contract
-from pytest_spapr.hotplug.defects import KnownDefect, crash_defect, hang_defect
+from pytest_spapr.hotplug.defects import KnownDefect, crash_defect, first_that_applies, hang_defect
 from pytest_spapr.hotplug.device import Device, NotConfigured
 from pytest_spapr.hotplug.dimms import Dimm
-from pytest_spapr.hotplug.outcome import Kind, Outcome, Presence
+from pytest_spapr.hotplug.outcome import Kind, Outcome
 from pytest_spapr.hotplug.pci import PciBridge, PciDevice
 from pytest_spapr.hotplug.phb import Phb
 from pytest_spapr.hotplug.pseries import PseriesMachine
@@ -42,6 +43,7 @@ class GuestPlay(Play):
     """A history on a machine whose guest is up.
 
     :ivar devices: by name. :ivar faults: those that are on. :ivar paused: whether the machine is.
+    :ivar panicked: whether the guest's kernel is: QEMU has paused the machine then, and only a reset ends it.
     """
 
     def __init__(self, machine: PseriesMachine, contract: Contract) -> None:
@@ -49,6 +51,7 @@ class GuestPlay(Play):
         self.devices: dict[str, Held] = {}
         self.faults: dict[str, ExitStack] = {}
         self.paused = False
+        self.panicked = False
         self._machine = machine
         self._contract = contract
         self._a_core_went = False
@@ -56,8 +59,7 @@ class GuestPlay(Play):
         self._shell: list[str] = []
         self._by_hand = ""
         self._heard = machine.timeline.mark()
-        self._cpus = len(machine.guest.cpus.present())
-        self._blocks = len(machine.guest.memory.blocks())
+        self._first = Inventory.of(machine)
 
     def shape(self, step: Step) -> str:
         if not isinstance(step, Act):
@@ -74,7 +76,7 @@ class GuestPlay(Play):
         return Moment(self.devices, self.faults, self.paused).situation(held)
 
     def _forget(self) -> None:
-        self.devices, self.faults, self.paused = {}, {}, False
+        self.devices, self.faults, self.paused, self.panicked = {}, {}, False, False
 
     def _do(self, step: Step) -> None:
         assert isinstance(step, Act)
@@ -132,6 +134,8 @@ class GuestPlay(Play):
         )
 
     def _hear_kernel(self) -> None:
+        if self.panicked:
+            return
         records = self._machine.timeline.since(self._heard)
         self._heard = records[-1].seq + 1 if records else self._heard
         for record in records:
@@ -208,6 +212,7 @@ class GuestPlay(Play):
 
     def _settle(self, name: str, attempt: Attempt, situation: str | None) -> None:
         held = self.devices[name]
+        held.moved &= attempt.outcome is Outcome.REJECTED
         if attempt.outcome is Outcome.REMOVED:
             self._remove(name)
         elif attempt.outcome is Outcome.PENDING and held.pending is None:
@@ -297,7 +302,7 @@ class GuestPlay(Play):
         return True
 
     def _resume(self) -> bool:
-        if not self.paused:
+        if not self.paused or self.panicked:
             return False
         self._code.append("machine.cont()")
         self._machine.cont()
@@ -305,24 +310,45 @@ class GuestPlay(Play):
         for name in self._caused("silence: machine paused"):
             held = self.devices.get(name)
             if held is not None and not held.of_boot and not (isinstance(held.device, PciDevice) and held.device.function):
-                self._follow(name, "after: resume")
+                self._follow(name, "after: migration" if held.moved else "after: resume")
+        return True
+
+    def _panic(self) -> bool:
+        if self.paused or self.faults or not self._boots_again():
+            return False
+        self._code.append("machine.panic()")
+        # Later than this line's answer.
+        self._shell.append("(sleep 1; echo c > /proc/sysrq-trigger) > /dev/null 2>&1 < /dev/null &")
+        self._hear_kernel()
+        self._machine.panic()
+        self.paused = self.panicked = True
         return True
 
     def _reset(self) -> bool:
-        return self._boot(self._machine.reset, "machine.reset()")
+        if not self.panicked:
+            return not self.paused and self._boot(self._machine.reset, "machine.reset()")
+        since = self._machine.timeline.mark()
+        done = self._boot(self._machine.reset, "machine.reset()")
+        # What the kernel said of its panic is no trouble of the next one.
+        reset = next((record for record in self._machine.timeline.since(since) if record.event == "RESET"), None)
+        self._heard = max(self._heard, reset.seq + 1 if reset else since)
+        return done
 
     def _reboot(self) -> bool:
-        return self._boot(self._machine.reboot, "machine.reboot()", "reboot -f")
+        return not self.paused and self._boot(self._machine.reboot, "machine.reboot()", "reboot -f")
+
+    def _boots_again(self) -> bool:
+        # A bridge is none after a boot by VOF (known defect ``vof-bridge``).
+        return not self._bridges() or not any("x-vof=on" in word for word in self._machine.process.argv)
 
     def _boot(self, begin: Callable[[], object], code: str, *shell: str) -> bool:
-        # A bridge is none after a boot by VOF (known defect ``vof-bridge``).
-        by_vof = any("x-vof=on" in word for word in self._machine.process.argv)
-        if self.paused or self.faults or (by_vof and self._bridges()):
+        if self.faults or not self._boots_again():
             return False
         pending = self.pending()
         self._code.append(code)
         self._shell += shell
         begin()
+        self.paused = self.panicked = False
         for name in pending:
             if name in self.devices:
                 self._follow(name, "after: reset")
@@ -332,7 +358,7 @@ class GuestPlay(Play):
 
     def _migrate(self, stored: bool = False) -> bool:
         # Where a core has gone that was not the last to come, no migration succeeds (known defect ``xive-tctx-instance``).
-        if self.faults or self.pending() or self._a_core_went:
+        if self.panicked or self._a_core_went or self._hangs_after_a_move():
             return False
         way = f'through=tmp_path / "state{len(self.done)}"' if stored else ""
         self._code.append(f"machine.migrate({way})")
@@ -341,7 +367,15 @@ class GuestPlay(Play):
         )
         with state_file(stored) as file:
             self._machine.migrate(through=file)
+        for held in self.devices.values():
+            held.moved = held.pending is not None
         return True
+
+    def _hangs_after_a_move(self) -> bool:
+        if not any(self.devices[name].device.kind is Kind.CORE for name in self.pending()):
+            return False
+        build, accelerator = self._machine.build, self._machine.spec.accelerator
+        return first_that_applies(("tcg-pending-core-migration",), build, accelerator, None) is not None
 
     def _device_del_of_nobody(self) -> bool:
         self._code += ["with pytest.raises(QmpRefused):", '    machine.qmp.execute("device_del", {"id": "nobody"})']
@@ -367,31 +401,16 @@ class GuestPlay(Play):
 
     def _at_rest(self) -> bool:
         """Lift what is on, then compare the views of all that is there, and the guest's resources."""
+        if self.panicked:
+            self._reset()
         self._resume()
         for fault in list(self.faults):
             self._fault_off(fault)
-        for name, held in self.devices.items():
-            if held.pending is None:
-                self._code.append(f"assert {name}.views() == Views(Presence.PRESENT, Presence.PRESENT)")
-            views = held.device.views()
-            if held.pending is None and (views.qemu, views.guest) != (Presence.PRESENT, Presence.PRESENT):
-                self._violate(f"at rest, a {held.device.kind}: {views}")
-        for what, code, before, found, more in self._resources():
-            self._code.append(f"assert len({code}) == {what.lower()} + {more}")
-            if found != before + more:
-                self._violate(f"at rest, the guest's {what}: expected {before + more}, found {found}")
+        for line, problem in checks(self._machine, self.devices, self._first):
+            self._code.append(line)
+            if problem:
+                self._violate(problem)
         return True
-
-    def _resources(self) -> Iterator[tuple[str, str, int, int, int]]:
-        """Yield each with the code that asks for it, how many there were at first, how many there are, and how many more must be."""
-        if any(held.pending for held in self.devices.values()):
-            return
-        devices = [held.device for held in self.devices.values()]
-        guest = self._machine.guest
-        cores = sum(one.kind is Kind.CORE for one in devices)
-        lmbs = sum(len(one.drcs) for one in devices if one.kind is Kind.DIMM)
-        yield "CPUs", "machine.guest.cpus.present()", self._cpus, len(guest.cpus.present()), cores
-        yield "blocks", "machine.guest.memory.blocks()", self._blocks, len(guest.memory.blocks()), lmbs
 
 
 def _first_line(error: BaseException) -> str:

@@ -118,11 +118,17 @@ class GuestRules(RuleBasedStateMachine):
         """The machine is paused, or goes on."""
         self.play.do(Act("resume" if self.play.paused else "pause"))
 
-    @rule(seldom=st.integers(1, _SELDOM), how=st.sampled_from(("reset", "reboot")))
+    @rule(seldom=st.integers(1, _SELDOM), how=st.sampled_from(("reset", "reboot", "panic")))
     def boot_again(self, seldom: int, how: str) -> None:
-        """By the machine's button, or by the guest."""
+        """By the machine's button, by the guest, or, later, because it can do nothing else."""
         if seldom == 1 and not (Avoid.CORE_REMOVAL in self.source.avoid and self.play.pending()):
             self.play.do(Act(how))
+
+    @precondition(lambda self: self.play.panicked)
+    @rule()
+    def end_of_panic(self) -> None:
+        """The machine's button is all that is left."""
+        self.play.do(Act("reset"))
 
     @rule(seldom=st.integers(1, _SELDOM), stored=st.booleans())
     def migrate(self, seldom: int, stored: bool) -> None:

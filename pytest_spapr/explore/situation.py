@@ -16,6 +16,7 @@ class Held:
     """A device. :ivar pending: the attempt that waits for the guest. :ivar cause: the situation that it was in.
 
     :ivar of_boot: whether the guest has booted with it. :ivar parent: the name of what it is below, or of its slot's function 0.
+    :ivar moved: whether the machine has moved since, and the QEMU that it is in was never asked.
     """
 
     device: Device
@@ -23,6 +24,7 @@ class Held:
     cause: str = ""
     of_boot: bool = False
     parent: str = ""
+    moved: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +41,17 @@ class Moment:
             # The rows have a guest that can be asked for its view.
             return None if self.paused else "rejection: bridge" if held.device.kind is Kind.PCI else "rejection: not supported"
         if held.pending is not None:
-            return "repeat while pending" if self._lasts(held) else None
+            return self._of_repeat(held) if self._lasts(held) else None
         if self.paused:
             return "silence: machine paused"
         return self._of_guest(held)
+
+    def _of_repeat(self, held: Held) -> str | None:
+        if not held.moved:
+            return "repeat while pending"
+        # Of DIMMs, which are told to the guest again, the rows have a guest that refuses.
+        asked_of_nobody = held.device.kind is Kind.DIMM and held.cause != "silence: first LMB refused"
+        return None if asked_of_nobody else "repeat after migration"
 
     def _of_guest(self, held: Held) -> str | None:
         """Return what a guest that runs makes of an unplug."""

@@ -207,6 +207,16 @@ class Guest:
         """Drop the ssh connection; the next command makes a new one."""
         self._ssh.close()
 
+    def leave(self, command: str) -> None:
+        """Have the guest run a command that ends it, or its ssh server, once this connection is gone: no answer is overtaken by it.
+
+        :raises: as :meth:`run`; what becomes of the command is not known.
+        """
+        # The server's process for this connection is the shell's parent.
+        gone = "while test -d /proc/$PPID; do usleep 10000; done"
+        self.run(f'setsid sh -c "{gone}; {command}" > /dev/null 2>&1 < /dev/null &').check()
+        self.disconnect()
+
     def rest(self) -> None:
         """Return when the guest has been idle for a while, for it to be saved as a template; 0.6 s, at most 10 s.
 

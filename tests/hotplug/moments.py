@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from pytest_spapr import Attempt, Deadline, Guest, Lane, PseriesMachine, Record
+from pytest_spapr import Attempt, Deadline, Lane, PseriesMachine, Record
 from pytest_spapr.hotplug.device import Device
 from pytest_spapr.hotplug.evidence import Clue
 
@@ -37,13 +37,6 @@ def unplug_once_begun(device: Device, seconds: float) -> Attempt:
 
     machine.timeline.wait(decide, since=asked.began, deadline=deadline, what=f"the guest to begin with {device.id}")
     return device.follow(asked, seconds=seconds)
-
-
-def once_disconnected(guest: Guest, command: str) -> None:
-    """Have the guest run a command when the server of this connection has ended, so that nothing overtakes an answer."""
-    wait = "while test -d /proc/$PPID; do usleep 10000; done"
-    guest.run(f'setsid sh -c "{wait}; {command}" >/dev/null 2>&1 </dev/null &').check()
-    guest.disconnect()
 
 
 def reset_into_firmware(machine: PseriesMachine) -> int:

@@ -24,7 +24,6 @@ from .disks import (
     scsi_adapter,
 )
 from .inventory import nothing_changes
-from .moments import once_disconnected
 
 TIB = 1 << 40
 
@@ -242,7 +241,7 @@ def test_a_disk_and_a_card_outlive_reboot_resize_and_shutdown(
         assert disk.path.stat().st_size == size
     assert guest_sum(guest, f"/dev/{name}") == host_sum(disk.path)
     since = machine.timeline.mark()
-    once_disconnected(guest, "poweroff -f")
+    guest.leave("poweroff -f")
     machine.await_records(lambda record: record.event == "SHUTDOWN", 1, since, "the guest's shutdown")
     machine.reset()
     assert guest_sum(guest, disk.name(guest)) == host_sum(disk.path)

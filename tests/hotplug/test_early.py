@@ -10,7 +10,7 @@ from pytest_spapr.hotplug.expectation import Expectation
 
 from .inventory import await_deleted, events_since, told
 from .kinds import plug, slowly
-from .moments import CAS, INIT, caught, once_disconnected, reset_into_firmware
+from .moments import CAS, INIT, caught, reset_into_firmware
 
 in_slof = pytest.mark.spapr(firmware="slof")
 slow = pytest.mark.spapr_slow
@@ -116,7 +116,7 @@ def test_what_is_asked_for_as_linux_goes_down_is_answered_once(
     device = plug(machine, kind)
     since = machine.timeline.mark()
     # Its last words and the request take some milliseconds to get through.
-    once_disconnected(guest, "echo going down >/dev/hvc2; usleep 20000; exec reboot -f")
+    guest.leave("echo going down >/dev/hvc2; usleep 20000; exec reboot -f")
     machine.await_records(lambda r: r.lane is Lane.SERVICE and r.text == "going down", 1, since, "the guest's last words")
     machine.qmp.execute("device_del", {"id": device.id})
     answered = machine.timeline.mark()

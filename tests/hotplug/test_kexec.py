@@ -12,7 +12,7 @@ from pytest_spapr import Contract, GuestImage, Kind, Lane, LaunchMachine, Pserie
 
 from .inventory import events_since
 from .kinds import plug
-from .moments import await_record, once_disconnected
+from .moments import await_record
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def machine(launch_machine: LaunchMachine, guest_image: GuestImage) -> PseriesMa
 def into_the_gap(machine: PseriesMachine) -> None:
     """Have the guest leave its kernel for the other one, and the machine stand still in the code of kexec-tools between the two."""
     since = machine.timeline.mark()
-    once_disconnected(machine.guest, "echo c > /proc/sysrq-trigger")
+    machine.guest.leave("echo c > /proc/sysrq-trigger")
     await_record(machine, since, "kexec", lambda record: record.lane is Lane.CONSOLE and "in purgatory" in record.text)
     machine.stop()
     assert machine.timeline.since(since, Lane.SERVICE) == []

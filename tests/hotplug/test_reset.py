@@ -8,28 +8,19 @@ from pytest_spapr import Contract, Guest, Kind, Outcome, PseriesMachine
 
 from .inventory import told
 from .kinds import plug
-from .moments import await_record, once_disconnected
+from .moments import await_record
 
 #: Those that a guest that has halted is asked for; a card is as they are, and takes longer to come.
 ASKED = (Kind.CORE, Kind.DIMM)
 
 
-def panic(machine: PseriesMachine, guest: Guest) -> None:
-    """Have the guest's kernel panic once the command's connection is gone."""
-    since = machine.timeline.mark()
-    once_disconnected(guest, "echo c >/proc/sysrq-trigger")
-    await_record(machine, since, "the guest's panic", lambda record: record.event == "GUEST_PANICKED")
-
-
 @pytest.mark.parametrize("asked", ["before", "after"])
-def test_a_panicked_guest_keeps_its_devices_until_the_reset(
-    machine: PseriesMachine, guest: Guest, contract: Contract, asked: str
-) -> None:
+def test_a_panicked_guest_keeps_its_devices_until_the_reset(machine: PseriesMachine, contract: Contract, asked: str) -> None:
     """C44, M04, P30, X04: asked for before the panic or after it, nobody answers; the reset removes them, each told once."""
     devices = [plug(machine, kind) for kind in ASKED]
     since = machine.timeline.mark()
     if asked == "after":
-        panic(machine, guest)
+        machine.panic()
         attempts = [device.unplug() for device in devices]
         assert all(one == contract.silence(device, cause="machine paused") for one, device in zip(attempts, devices, strict=True))
     else:
@@ -59,7 +50,7 @@ def test_a_guest_that_panics_and_reboots_loses_what_was_pending(
     since = machine.timeline.mark()
     with guest.memory.offline_refused(), guest.rtas_errd.killed():
         attempts = [device.unplug() for device in devices]
-        panic(machine, guest)
+        machine.panic()
         reset = await_record(machine, since, "the reboot", lambda record: record.event == "RESET")
         machine.await_ready(reset.seq)
     assert all(device.configured for device in kept)
@@ -74,7 +65,7 @@ def test_a_guest_with_added_devices_shuts_down(machine: PseriesMachine, guest: G
     devices = [plug(machine, kind) for kind in ASKED]
     since = machine.timeline.mark()
     if how == "by itself":
-        once_disconnected(guest, "poweroff -f")
+        guest.leave("poweroff -f")
     else:
         # What the kernel runs then; the default speaks to an init that this guest has not.
         guest.run("echo '/bin/poweroff -f' >/proc/sys/kernel/poweroff_cmd").check()

@@ -18,8 +18,6 @@ from pytest_spapr.deadline import Deadline
 from pytest_spapr.errors import BootFailed, CommandFailed, DeadlineExpired, MachineDied, MachineError, SshFailed
 from pytest_spapr.timeline import Lane, Record
 
-from ..hotplug.moments import once_disconnected
-
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _NO_INIT = "the kernel or its firmware wrote to the console, init never started"
 #: A wait ends with QEMU's death, at the latest so many seconds after it.
@@ -153,7 +151,7 @@ class TestSshd:
         ids=["killed", "stopped"],
     )
     def test_none_that_answers(self, machine: PseriesMachine, guest: Guest, signal_name: str, words: str) -> None:
-        once_disconnected(guest, f"killall -{signal_name} dropbear; echo silenced >/dev/hvc2")
+        guest.leave(f"killall -{signal_name} dropbear; echo silenced >/dev/hvc2")
         await_text(machine, "^silenced$", Lane.SERVICE)
         # Only now: the connection made before may take as long as it needs.
         guest._budgets = replace(guest._budgets, ssh=0.5)
@@ -176,7 +174,7 @@ class TestEnds:
     def test_the_guest_powers_itself_off(self, machine: PseriesMachine, guest: Guest) -> None:
         """It stays to be looked at, and ``quit`` ends it."""
         since = machine.timeline.mark()
-        once_disconnected(guest, "poweroff -f")
+        guest.leave("poweroff -f")
         await_text(machine, "^SHUTDOWN .*reason=guest-shutdown", Lane.EVENT, since)
         assert not machine.running
         with pytest.raises(MachineError, match="not running"):

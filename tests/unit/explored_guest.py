@@ -68,14 +68,15 @@ def lacks_a_block_of_each_dimm(machine: FakeMachine) -> None:
 class FakeMachine:
     """:ivar play: the history on it. :ivar gone: the kinds of what was removed."""
 
-    def __init__(self, bug: Bug, *, vof: bool = False) -> None:
+    def __init__(self, bug: Bug, *, vof: bool = False, version: tuple[int, int, int] = (11, 1, 3)) -> None:
         self.timeline = Timeline()
         self.play: GuestPlay
         self.gone: list[str] = []
         self.bug = bug
         self.attempts: list[Attempt] = []
         self.plugged: list[Any] = []
-        self.spec = self.build = None
+        self.build = SimpleNamespace(version=version)
+        self.spec = SimpleNamespace(accelerator="tcg")
         self.process = SimpleNamespace(argv=("qemu-system-ppc64", "-machine", f"pseries,x-vof={'on' if vof else 'off'}"))
         self.cores = SimpleNamespace(plug=lambda: self._new(Core, (0x10000008,)))
         self.dimms = SimpleNamespace(plug=lambda size, backend: self._new(Dimm, tuple(range(size // 256))))
@@ -104,9 +105,13 @@ class FakeMachine:
 
     def cont(self) -> None: ...
 
-    def reset(self) -> None: ...
+    def reset(self) -> None:
+        self.timeline.record(Lane.EVENT, "RESET", {"event": "RESET"})
 
     def reboot(self) -> None: ...
+
+    def panic(self) -> None:
+        self.says("Kernel panic - not syncing: sysrq triggered crash")
 
     def migrate(self, *, through: Path | None) -> None: ...
 
@@ -178,8 +183,8 @@ class FakeMachine:
 
 
 class FakeGuestScene:
-    def __init__(self, bug: Bug, *, vof: bool = False) -> None:
-        self.machine = FakeMachine(bug, vof=vof)
+    def __init__(self, bug: Bug, *, vof: bool = False, version: tuple[int, int, int] = (11, 1, 3)) -> None:
+        self.machine = FakeMachine(bug, vof=vof, version=version)
         machine: Any = self.machine
         self.play = self.machine.play = GuestPlay(machine, CONTRACT)
 

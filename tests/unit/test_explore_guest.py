@@ -92,7 +92,9 @@ def test_a_planted_bug_is_found_and_made_as_small_as_it_can_be() -> None:
         ([fault("on", "CPU 0 offline")], 0),
         ([CORE, fault("on", "CPU 0 offline"), fault("on", "CPU 0 offline"), unplug("core1")], 3),
         ([fault("on", "rtas_errd killed"), CARD, PHB, FUNCTIONS, DIMM], 2),
-        ([fault("on", "offline refused"), Act("pause"), Act("reset"), Act("migrate")], 1),
+        ([fault("on", "offline refused"), Act("pause"), Act("reset"), Act("migrate")], 2),
+        ([Act("pause"), Act("panic"), Act("reset"), Act("reboot"), Act("migrate")], 2),
+        ([Act("panic"), CORE, Act("resume"), Act("migrate"), Act("reboot"), Act("panic"), Act("reset"), DIMM], 3),
         ([DIMM, fault("on", "offline refused"), unplug("dimm1"), unplug("dimm1")], 4),
         ([CARD, below("card1"), BRIDGE, BRIDGE, below("bridge1")], 3),
         # Where a core has gone no machine migrates (known defect xive-tctx-instance).
@@ -123,6 +125,65 @@ def test_what_was_pending_is_followed_when_its_cause_is_gone() -> None:
         "assert core1.follow(core1_unplug) == contract.expect(core1.kind, 'after: resume')",
         "assert dimm1.follow(dimm1_unplug) == contract.expect(dimm1.kind, 'after: resume')",
     )
+
+
+def test_what_a_panicked_guest_is_asked_for_goes_with_the_reset() -> None:
+    scene = FakeGuestScene(sound)
+    for step in (DIMM, Act("panic"), unplug("dimm1"), Act("reset")):
+        scene.play.do(step)
+    assert not scene.play.devices
+    assert [line for one in scene.play.done[1:] for line in one.code] == [
+        "machine.panic()",
+        "dimm1_unplug = dimm1.unplug()",
+        "assert dimm1_unplug == contract.expect(dimm1.kind, 'silence: machine paused')",
+        "machine.reset()",
+        "assert dimm1.follow(dimm1_unplug) == contract.expect(dimm1.kind, 'after: reset')",
+    ]
+    assert scene.play.done[1].sent == ("(sleep 1; echo c > /proc/sysrq-trigger) > /dev/null 2>&1 < /dev/null &",)
+
+
+def test_a_panic_that_was_asked_for_is_no_violation_but_the_kernels_trouble_before_and_after_it_is() -> None:
+    scene = FakeGuestScene(sound)
+    scene.play.do(Act("panic"))
+    scene.play.finish()
+    scene.machine.says("Oops: Kernel access of bad area")
+    with pytest.raises(Violated, match="the guest's kernel says: Oops"):
+        scene.play.do(CORE)
+    scene.machine.says("Oops: another")
+    with pytest.raises(Violated, match="the guest's kernel says: Oops: another"):
+        scene.play.do(Act("panic"))
+
+
+def test_what_is_pending_goes_along_and_the_other_qemu_has_not_asked_yet() -> None:
+    scene = FakeGuestScene(sound)
+    for step in (DIMM, fault("on", "offline refused"), unplug("dimm1"), Act("migrate"), unplug("dimm1"), unplug("dimm1")):
+        scene.play.do(step)
+    assert [one.code[-1].rpartition(", ")[2] for one in scene.play.done[-2:]] == [
+        "'repeat after migration')",
+        "'repeat while pending')",
+    ]
+
+
+def test_what_a_paused_guest_was_asked_for_is_followed_where_it_moved_to() -> None:
+    scene = FakeGuestScene(sound)
+    for step in (CORE, DIMM, Act("pause"), unplug("core1"), unplug("dimm1"), Act("migrate"), unplug("core1"), unplug("dimm1")):
+        scene.play.do(step)
+    repeats = [one.code for one in scene.play.done[-2:]]
+    assert [len(code) for code in repeats] == [2, 1]
+    assert "'repeat after migration'" in repeats[0][1]
+    scene.play.do(Act("migrate"))
+    scene.play.do(Act("resume"))
+    assert not scene.play.devices
+    assert all("'after: migration'" in line for line in scene.play.done[-1].code[1:])
+
+
+@pytest.mark.parametrize(("version", "done"), [((7, 2, 22), 3), ((11, 1, 3), 4)])
+def test_no_guest_is_moved_that_a_known_defect_hangs(version: tuple[int, int, int], done: int) -> None:
+    # tcg-pending-core-migration.
+    scene = FakeGuestScene(sound, version=version)
+    for step in (CORE, Act("pause"), unplug("core1"), Act("migrate")):
+        scene.play.do(step)
+    assert len(scene.play.done) == done
 
 
 def test_a_paused_guest_is_not_asked_for_what_the_row_of_a_rejection_has() -> None:
