@@ -40,11 +40,19 @@ class Moment:
         if held.device.kind is Kind.NVDIMM or isinstance(held.device, PciBridge):
             # The rows have a guest that can be asked for its view.
             return None if self.paused else "rejection: bridge" if held.device.kind is Kind.PCI else "rejection: not supported"
-        if held.pending is not None:
-            return self._of_repeat(held) if self._lasts(held) else None
+        asked = self._asked_with(held)
+        if asked.pending is not None:
+            return self._of_repeat(asked) if self._lasts(asked) else None
         if self.paused:
             return "silence: machine paused"
         return self._of_guest(held)
+
+    def _asked_with(self, held: Held) -> Held:
+        """Return the slot's function 0 for another function of it that was asked for by its unplug, else the device itself."""
+        if held.pending is not None or not isinstance(held.device, PciDevice) or not held.device.function:
+            return held
+        # QEMU marks all functions of a slot when it is asked for function 0 (spapr_pci_unplug_request).
+        return self.devices.get(held.parent, held)
 
     def _of_repeat(self, held: Held) -> str | None:
         if not held.moved:

@@ -204,6 +204,24 @@ def test_of_what_the_guest_booted_with_only_a_dimm_of_one_lmb_has_a_row(lmbs: in
     assert len(scene.play.done[-1].code) == lines
 
 
+def test_function_0_is_asked_for_with_all_functions_of_its_slot() -> None:
+    scene = FakeGuestScene(sound)
+    for step in (FUNCTIONS, fault("on", "drmgr locked"), unplug("pci1_1"), unplug("pci1"), unplug("pci1")):
+        scene.play.do(step)
+    assert [one.code[1:] for one in scene.play.done[2:]] == [
+        ("assert pci1_1_unplug == contract.expect(pci1_1.kind, 'silence: function 0 stays')",),
+        ("assert pci1_unplug == contract.expect(pci1.kind, 'silence: drmgr locked')",),
+        ("assert pci1_unplug == contract.expect(pci1.kind, 'repeat while pending')",),
+    ]
+    scene = FakeGuestScene(sound)
+    for step in (FUNCTIONS, fault("on", "drmgr locked"), unplug("pci1"), unplug("pci1_1"), fault("off", "drmgr locked"), unplug("pci1_1")):
+        scene.play.do(step)
+    assert [one.code[1:] for one in (scene.play.done[3], scene.play.done[5])] == [
+        ("assert pci1_1_unplug == contract.expect(pci1_1.kind, 'repeat while pending')",),
+        (),
+    ]
+
+
 def test_function_0_and_a_phb_take_along_what_hangs_on_them() -> None:
     scene = FakeGuestScene(sound)
     for step in (FUNCTIONS, PHB, below("phb1"), unplug("pci1"), unplug("phb1")):
