@@ -118,11 +118,18 @@ class GuestRules(RuleBasedStateMachine):
         """The machine is paused, or goes on."""
         self.play.do(Act("resume" if self.play.paused else "pause"))
 
-    @rule(seldom=st.integers(1, _SELDOM), how=st.sampled_from(("reset", "reboot", "panic")))
+    @rule(seldom=st.integers(1, _SELDOM), how=st.sampled_from(("reset", "reboot")))
     def boot_again(self, seldom: int, how: str) -> None:
-        """By the machine's button, by the guest, or, later, because it can do nothing else."""
-        if seldom == 1 and not (Avoid.CORE_REMOVAL in self.source.avoid and self.play.pending()):
+        """By the machine's button, or by the guest."""
+        if seldom == 1 and self._may_boot():
             self.play.do(Act(how))
+
+    @precondition(lambda self: not self.play.paused and not self.play.faults)
+    @rule(seldom=st.integers(1, _SELDOM))
+    def panic(self, seldom: int) -> None:
+        """The guest's kernel can do nothing more."""
+        if seldom == 1 and self._may_boot():
+            self.play.do(Act("panic"))
 
     @precondition(lambda self: self.play.panicked)
     @rule()
@@ -134,7 +141,13 @@ class GuestRules(RuleBasedStateMachine):
     def migrate(self, seldom: int, stored: bool) -> None:
         """The machine moves to another QEMU."""
         if seldom == 1:
-            self.play.do(Act("migrate", {"stored": True} if stored else {}))
+            self._migrate(stored)
+
+    @precondition(lambda self: self.play.pending())
+    @rule(stored=st.booleans())
+    def migrate_pending(self, stored: bool) -> None:
+        """It moves while QEMU waits for the guest."""
+        self._migrate(stored)
 
     @rule()
     def nonsense(self) -> None:
@@ -144,6 +157,12 @@ class GuestRules(RuleBasedStateMachine):
     def _plug(self, what: str, kind: Kind, **arguments: Any) -> None:
         if len(self._names(kind)) < _MOST_OF_A_KIND:
             self.play.do(Act(f"plug {what}", {"name": self._name(kind), **arguments}))
+
+    def _may_boot(self) -> bool:
+        return not (Avoid.CORE_REMOVAL in self.source.avoid and self.play.pending())
+
+    def _migrate(self, stored: bool) -> None:
+        self.play.do(Act("migrate", {"stored": True} if stored else {}))
 
     def _name(self, kind: Kind) -> str:
         """Return a name that no device has had: it stays the same where steps before it are left out."""
