@@ -53,8 +53,9 @@ def sound(_: FakeMachine, attempt: Attempt) -> Attempt:
 
 
 def refuses_dimms_after_a_core(machine: FakeMachine, attempt: Attempt) -> Attempt:
-    """No DIMM goes once a core has gone."""
-    if attempt.kind == "dimm" and "core" in machine.gone and attempt.outcome is Outcome.REMOVED:
+    """No DIMM goes once a core has gone, unless something was pending."""
+    goes = attempt.kind == "dimm" and attempt.outcome is Outcome.REMOVED
+    if goes and "core" in machine.gone and not machine.play.pending():
         return replace(attempt, outcome=Outcome.REFUSED, views=PRESENT)
     return attempt
 

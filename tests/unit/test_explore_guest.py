@@ -205,8 +205,9 @@ def test_of_what_the_guest_booted_with_only_a_dimm_of_one_lmb_has_a_row(lmbs: in
 
 
 def test_function_0_is_asked_for_with_all_functions_of_its_slot() -> None:
+    lock, unlock = (fault(state, "drmgr locked") for state in ("on", "off"))
     scene = FakeGuestScene(sound)
-    for step in (FUNCTIONS, fault("on", "drmgr locked"), unplug("pci1_1"), unplug("pci1"), unplug("pci1")):
+    for step in (FUNCTIONS, lock, unplug("pci1_1"), unplug("pci1"), unplug("pci1")):
         scene.play.do(step)
     assert [one.code[1:] for one in scene.play.done[2:]] == [
         ("assert pci1_1_unplug == contract.expect(pci1_1.kind, 'silence: function 0 stays')",),
@@ -214,7 +215,7 @@ def test_function_0_is_asked_for_with_all_functions_of_its_slot() -> None:
         ("assert pci1_unplug == contract.expect(pci1.kind, 'repeat while pending')",),
     ]
     scene = FakeGuestScene(sound)
-    for step in (FUNCTIONS, fault("on", "drmgr locked"), unplug("pci1"), unplug("pci1_1"), fault("off", "drmgr locked"), unplug("pci1_1")):
+    for step in (FUNCTIONS, lock, unplug("pci1"), unplug("pci1_1"), unlock, unplug("pci1_1")):
         scene.play.do(step)
     assert [one.code[1:] for one in (scene.play.done[3], scene.play.done[5])] == [
         ("assert pci1_1_unplug == contract.expect(pci1_1.kind, 'repeat while pending')",),
