@@ -255,8 +255,10 @@ class History(Play):
     def _finish(self) -> None:
         self._settle()
         waiting = self._world.do(TakeEvents(), None)
-        for line in self._differences(self.model.take(TakeEvents()), waiting):
-            self._violate(line, AT_THE_END)
+        expected = self.model.take(TakeEvents())
+        rest = Rest((f"assert qtest.take_events() == {expected.count}",))
+        for line in self._differences(expected, waiting):
+            self._violate(line, AT_THE_END, rest=rest)
         if self.model.owed:
             # One is enough to be looked at, and only one can be left of a history that is made small.
             self._violate(
@@ -276,13 +278,12 @@ class History(Play):
             if not self.model.owed or deadline.expired:
                 break
 
-    def _violate(self, text: str, subject: str, *, ended: bool = False) -> NoReturn:
+    def _violate(self, text: str, subject: str, *, ended: bool = False, rest: Rest | None = None) -> NoReturn:
         devices = {one.id: (one.bus, one.slot, one.function) for one in self.model.devices.values()}
         states = self._expected_states()
         drivers = self._world.drivers
-        raise Violated(
-            Violation(tuple(self.done), text, subject, ended=ended, states=states, devices=devices, drivers=drivers),
-        )
+        found = Violation(tuple(self.done), text, subject, ended=ended, states=states, devices=devices, drivers=drivers)
+        raise Violated(found if rest is None else replace(found, rest=rest))
 
     def _expected_states(self) -> dict[int, State]:
         return {index: state for index, state in self.model.connectors.items() if state is not State.CONFIGURED}

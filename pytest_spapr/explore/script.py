@@ -152,7 +152,7 @@ class Machine:
 async def history(machine):
 {steps}
     await machine.drain()
-
+{rest}
 
 async def main():
     with tempfile.TemporaryDirectory() as directory:
@@ -194,7 +194,7 @@ def test_{name}(launch_machine: LaunchMachine{fixtures}) -> None:
             execute = machine.qmp.execute
 {steps}
             settle(machine, {ends})
-            assert told(machine) == Counter({told})
+{rest}            assert told(machine) == Counter({told})
             assert devices(machine.qmp) == {devices}
             state = device_state(machine.qmp)
             assert state is not None
@@ -237,6 +237,7 @@ def script(
         onward=there,
         machine=list(machine),
         steps=steps,
+        rest="    machine.take_events()\n" if violation.rest.code else "",
     )
 
 
@@ -261,6 +262,7 @@ def test(violation: Violation, story: str, name: str, shape: Mapping[str, Any], 
         shape=", ".join(f"{key}={value!r}" for key, value in shape.items()),
         steps=textwrap.indent("\n".join(lines), " " * 12),
         ends=_ends(told),
+        rest="".join(f"{' ' * 12}{line}\n" for line in violation.rest.code),
         told=dict(told),
         devices=f"set({sorted(violation.devices)})",
         states="{" + ", ".join(f"{index:#x}: State.{state.name}" for index, state in sorted(violation.states.items())) + "}",

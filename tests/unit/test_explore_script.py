@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +81,11 @@ def history(*steps: Step) -> Violation:
     return told.value.violation
 
 
-def run(violation: Violation, machine: FakeMachine) -> None:
-    """Play the test of a violation. What is asked of QEMU's saved state is what there must be."""
+def run(violation: Violation, machine: FakeMachine, events: int = 0) -> None:
+    """Play the test of a violation. What is asked of QEMU's saved state is what there must be.
+
+    :param events: how many the guest finds when it takes them.
+    """
     names: dict[str, Any] = {}
     exec(script.test(violation, "It was so.", "history", {}), names)
 
@@ -89,7 +93,9 @@ def run(violation: Violation, machine: FakeMachine) -> None:
     def at(path: Path) -> Iterator[Any]:
         yield names["Qtest"]
 
-    names["Qtest"] = type("Qtest", (), {"at": at, "arguments": lambda _: (), "reconnect": lambda _: None})
+    names["Qtest"] = type(
+        "Qtest", (), {"at": at, "arguments": lambda _: (), "reconnect": lambda _: None, "take_events": lambda: events}
+    )
     names["PlayedGuest"] = lambda _: None
     names["device_state"] = lambda _: b""
     names["connector_states"] = lambda _: violation.states
@@ -123,6 +129,20 @@ def test_the_test_of_a_history_waits_for_what_takes_some_rounds_and_not_for_ever
     monkeypatch.setattr(observe, "SETTLE_SECONDS", 0.0)
     with pytest.raises(AssertionError):
         run(history(CORE, UNPLUG), FakeMachine(rounds=3))
+
+
+def test_events_that_nobody_knows_of_are_taken_after_the_last_step() -> None:
+    one = History(FakeWorld(lambda _, seen: replace(seen, count=2) if seen.count is not None else seen))
+    one.do(CORE)
+    with pytest.raises(Violated, match="events for the guest: expected 1, observed 2") as told:
+        one.finish()
+    violation = told.value.violation
+    run(violation, FakeMachine(), events=1)
+    with pytest.raises(AssertionError):
+        run(violation, FakeMachine(), events=2)
+    assert "await machine.drain()\n    machine.take_events()\n" in script.script(
+        violation, "It was so.", "history.py", ("qemu",), ()
+    )
 
 
 def test_before_a_move_the_test_waits_for_what_can_be_told_to_no_other_qemu() -> None:
