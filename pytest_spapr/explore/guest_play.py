@@ -16,6 +16,7 @@ from pytest_spapr.explore.at_rest import Inventory, checks
 from pytest_spapr.explore.faults import FAULTS
 from pytest_spapr.explore.guest_script import BY_HAND, UNSOUND
 from pytest_spapr.explore.history import AT_THE_END, Done, Play, Rest, Violated, Violation
+from pytest_spapr.explore.instances import Instances
 from pytest_spapr.explore.model import Expected
 from pytest_spapr.explore.situation import Held, Moment
 from pytest_spapr.explore.steps import Act, Step
@@ -54,7 +55,7 @@ class GuestPlay(Play):
         self.panicked = False
         self._machine = machine
         self._contract = contract
-        self._a_core_went = False
+        self._instances = Instances()
         self._code: list[str] = []
         self._shell: list[str] = []
         self._by_hand = ""
@@ -192,7 +193,9 @@ class GuestPlay(Play):
 
     def _hold(self, name: str, plug: Callable[[], Device], code: str, parent: str = "") -> bool:
         self._code.append(f"{name} = {code}")
-        self.devices[name] = Held(plug(), parent=parent)
+        device = plug()
+        self.devices[name] = Held(device, parent=parent)
+        self._instances.add(name, device.kind, bridge=isinstance(device, PciBridge))
         return True
 
     # -- what goes -------------------------------------------------------------------------------------------------------------
@@ -222,8 +225,8 @@ class GuestPlay(Play):
 
     def _remove(self, name: str) -> None:
         """Forget a device, what is below it, and the other functions of its slot if it was function 0."""
-        held = self.devices.pop(name, None)
-        self._a_core_went |= held is not None and held.device.kind is Kind.CORE
+        self.devices.pop(name, None)
+        self._instances.remove(name)
         for below in [one for one, other in self.devices.items() if other.parent == name]:
             self._remove(below)
 
@@ -357,8 +360,7 @@ class GuestPlay(Play):
         return True
 
     def _migrate(self, stored: bool = False) -> bool:
-        # Where a core has gone that was not the last to come, no migration succeeds (known defect ``xive-tctx-instance``).
-        if self.panicked or self._a_core_went or self._hangs_after_a_move():
+        if self.panicked or not self._instances.same_elsewhere or self._hangs_after_a_move():
             return False
         way = f'through=tmp_path / "state{len(self.done)}"' if stored else ""
         self._code.append(f"machine.migrate({way})")

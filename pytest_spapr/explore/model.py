@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+from pytest_spapr.explore.instances import Instances
 from pytest_spapr.explore.steps import Aside, Call, Command, Move, OddCall, Step, TakeEvents
 from pytest_spapr.hotplug.drc_model import NOT_PENDING, DrcClass, State, Transition, after, class_of, is_refusal
 from pytest_spapr.hotplug.outcome import Kind
@@ -117,9 +118,7 @@ class Model:
         # Every device's connectors, also of those that are gone; and the memory devices that QEMU has on its list of pending ones.
         self.known: dict[str, tuple[int, ...]] = {}
         self._pending_dimms: set[str] = set()
-        # By kind, the numbers that QEMU gives to the state of cores' interrupt presenters and of PHBs (VMSTATE_INSTANCE_ID_ANY): the
-        # highest that is taken and one.
-        self._instances: dict[Kind, dict[str, int]] = {Kind.CORE: {}, Kind.PHB: {}}
+        self._instances = Instances()
 
     @property
     def can_move(self) -> bool:
@@ -128,9 +127,7 @@ class Model:
         Known defects ``xive-tctx-instance``, ``phb-instance`` and ``dimm-part-migration``.
         """
         dimms = (one for one in self.devices.values() if one.kind is Kind.DIMM)
-        # The other QEMU counts anew, in the order that they came in.
-        counted = all(sorted(one.values()) == list(range(1, len(one) + 1)) for one in self._instances.values())
-        return counted and all(self.state(index) is not State.EMPTY for one in dimms for index in one.drcs)
+        return self._instances.same_elsewhere and all(self.state(index) is not State.EMPTY for one in dimms for index in one.drcs)
 
     def take(self, step: Step, attached: Iterable[int] = ()) -> Expected:
         """Take a step, and return what it must bring. :param attached: the connectors that QEMU's trace says have got a device."""
@@ -270,8 +267,7 @@ class Model:
         self.known[device.id] = attached
         for index in attached:
             self._move(index, Transition.ATTACH)
-        if (instances := self._instances.get(device.kind)) is not None:
-            instances[device.id] = max(instances.values(), default=0) + 1
+        self._instances.add(device.id, device.kind, bridge=device.is_bridge)
         if device.kind is not Kind.PCI:
             self.waiting += 1
         elif device.function == 0:
@@ -341,7 +337,7 @@ class Model:
         del self.devices[device.id]
         self._pending_dimms.discard(device.id)
         expected.deleted.append(device.id)
-        self._instances.get(device.kind, {}).pop(device.id, None)
+        self._instances.remove(device.id)
         for index in device.drcs:
             self.connectors.pop(index, None)
         for below in [one for one in self.devices.values() if one.bus == device.own_bus and one.bus]:

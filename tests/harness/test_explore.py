@@ -158,9 +158,14 @@ def test_a_dimm_can_be_refused_after_a_move(spapr_harness: Harness, spapr_accele
 
 
 @pytest.mark.spapr_defect("phb-instance")
-def test_a_machine_moves_that_a_phb_has_gone_from(launch_machine: LaunchMachine) -> None:
+@pytest.mark.parametrize("later", ["phb", "bridge"])
+def test_a_machine_moves_that_a_phb_has_gone_from(launch_machine: LaunchMachine, later: str) -> None:
     machine = launch_machine(image=None, boot=False)
-    first, _ = (machine.phbs.plug(wait=False) for _ in range(2))
+    first = machine.phbs.plug(wait=False)
+    if later == "phb":
+        machine.phbs.plug(wait=False)
+    else:
+        machine.pci.plug("pci-bridge", chassis_nr=1, wait=False)
     # Nobody has taken it, so that it goes at once.
     first.unplug()
     try:

@@ -19,6 +19,7 @@ from pytest_spapr.explore import findings, known, observe
 from pytest_spapr.explore.campaign import Campaign
 from pytest_spapr.explore.firmware import FirmwareScene, shape_for
 from pytest_spapr.explore.history import Done, History, Twins, Violated, Violation
+from pytest_spapr.explore.instances import Instances
 from pytest_spapr.explore.known import Avoid
 from pytest_spapr.explore.model import LMB, Expected, Model
 from pytest_spapr.explore.pairs import Pair, possible
@@ -28,6 +29,7 @@ from pytest_spapr.explore.shrink import shrink
 from pytest_spapr.explore.steps import Aside, Call, Command, Move, OddCall, Step, TakeEvents, as_json, from_json
 from pytest_spapr.explore.world import Seen, WorldEnded
 from pytest_spapr.hotplug.drc_model import NOT_PENDING, Transition, class_of
+from pytest_spapr.hotplug.outcome import Kind
 
 from .explored import (
     FACTS,
@@ -200,6 +202,29 @@ def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_event_that_never_comes_is_a_violation_at_the_end() -> None:
     text = broken([CORE, UNPLUG], lambda _, seen: replace(seen, events=())).text
     assert text == "DEVICE_DELETED never came for a core"
+
+
+@pytest.mark.parametrize(
+    ("came", "gone", "same"),
+    [
+        ([Kind.CORE, Kind.CORE], [1], True),
+        ([Kind.CORE, Kind.CORE], [0], False),
+        ([Kind.CORE, Kind.DIMM, Kind.PHB], [0], True),
+        ([Kind.PHB, Kind.PHB], [0], False),
+        ([Kind.PHB, Kind.PCI], [0], False),
+        ([Kind.PCI, Kind.PHB], [1], True),
+        ([Kind.PHB, Kind.PCI], [], True),
+    ],
+)
+def test_another_qemu_counts_anew(came: list[Kind], gone: list[int], same: bool) -> None:
+    """PCI devices are bridges here."""
+    instances = Instances()
+    for number, kind in enumerate(came):
+        instances.add(f"device{number}", kind, bridge=kind is Kind.PCI)
+    instances.add("card", Kind.PCI)
+    for number in gone:
+        instances.remove(f"device{number}")
+    assert instances.same_elsewhere is same
 
 
 def test_the_states_of_connectors_and_the_devices_are_compared_at_the_end() -> None:

@@ -57,10 +57,14 @@ ROWS: Final = (
     ),
     KnownDefect(
         id="phb-instance",
-        summary="a machine that a PHB has gone from before one that came later cannot migrate: Unknown section or instance 'spapr_pci' 2",
+        summary=(
+            "a machine that a PHB has gone from before a PHB or bridge that came later cannot migrate: Unknown section or instance "
+            "'spapr_pci' 2 (or 'PCIBUS')"
+        ),
         reference=(
             "found by `spapr explore`; a PHB has no path, so that qdev registers its state (vmstate_spapr_pci) with "
-            "VMSTATE_INSTANCE_ID_ANY: its number tells in which order the PHBs came, and the destination counts anew; no report found"
+            "VMSTATE_INSTANCE_ID_ANY, and so is a bus's (pci_bus_realize): the number tells in which order they came, and the destination "
+            "counts anew; no report found"
         ),
         seen="QEMU 5.2.0, 7.2.22, 10.0.13 and 11.1.3",
         since="QEMU 5.2 or earlier",
