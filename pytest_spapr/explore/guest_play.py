@@ -61,6 +61,7 @@ class GuestPlay(Play):
         self._by_hand = ""
         self._heard = machine.timeline.mark()
         self._first = Inventory.of(machine)
+        self._by_xics = "XICS" in machine.guest.read("/proc/interrupts")
 
     def shape(self, step: Step) -> str:
         if not isinstance(step, Act):
@@ -374,10 +375,14 @@ class GuestPlay(Play):
         return True
 
     def _hangs_after_a_move(self) -> bool:
-        if not any(self.devices[name].device.kind is Kind.CORE for name in self.pending()):
-            return False
-        build, accelerator = self._machine.build, self._machine.spec.accelerator
-        return first_that_applies(("tcg-pending-core-migration",), build, accelerator, None) is not None
+        pending = self.pending()
+        ids = []
+        if any(self.devices[name].device.kind is Kind.CORE for name in pending):
+            ids.append("tcg-pending-core-migration")
+        if self._by_xics and self.paused and pending:
+            # Of what was asked for before the pause the guest has heard.
+            ids.append("tcg-xics-migration")
+        return first_that_applies(ids, self._machine.build, self._machine.spec.accelerator, None) is not None
 
     def _device_del_of_nobody(self) -> bool:
         self._code += ["with pytest.raises(QmpRefused):", '    machine.qmp.execute("device_del", {"id": "nobody"})']

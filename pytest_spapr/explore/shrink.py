@@ -65,16 +65,19 @@ class _Shrinker:
         self._tries = 1
 
     def run(self) -> Shrunk:
-        broke = self._count(_FIRST)
-        if broke < _FIRST:
-            self._tries = min(_MOST_TRIES, math.ceil(math.log(1 - _SURE) / math.log(1 - max(broke, 0.5) / _FIRST)))
+        broke, played = self._count(_FIRST)
+        if broke < played:
+            self._tries = min(_MOST_TRIES, math.ceil(math.log(1 - _SURE) / math.log(1 - max(broke, 0.5) / played)))
         while not self._deadline.expired and (self._leave_out() or self._leave_out_two() or self._simplify()):
             pass
-        return Shrunk(self._best, self._count(_TRIES), _TRIES, self._plays)
+        return Shrunk(self._best, *self._count(_TRIES), self._plays)
 
-    def _count(self, tries: int) -> int:
-        """Return how often the best history breaks."""
-        return sum(self._breaks(self._best.steps) is not None for _ in range(tries))
+    def _count(self, tries: int) -> tuple[int, int]:
+        """Return how often the best history breaks, and of how many times: all, or fewer where the time is up, but at least one."""
+        # A guest that hangs has each play wait for minutes.
+        plays = (number for number in range(tries) if number == 0 or not self._deadline.expired)
+        broke = [self._breaks(self._best.steps) is not None for _ in plays]
+        return sum(broke), len(broke)
 
     def _leave_out(self) -> bool:
         """Leave out as many steps as possible, in ever smaller pieces from the end on; return whether any could be."""

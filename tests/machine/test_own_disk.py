@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 
@@ -15,7 +16,7 @@ from pytest_spapr.debian.apt import file_sha256
 from pytest_spapr.debian.mirror import find_mirror
 from pytest_spapr.errors import BootFailed
 from pytest_spapr.images import build as images
-from pytest_spapr.images import keys
+from pytest_spapr.images import keys, seed
 from pytest_spapr.images.disk import open_disk
 from pytest_spapr.images.login import Login, given_login
 from pytest_spapr.images.recipe import DEFAULT_IMAGE, load
@@ -40,23 +41,31 @@ class _Installed:
     sha256: str
 
 
+class _Installer(Protocol):
+    def __call__(self, target: Path, login: tuple[str, str] | None) -> None:
+        """Write a disk. :param login: of root; None: it has cloud-init."""
+
+
 @pytest.fixture(scope="module")
-def installed(
-    guest_image: GuestImage, qemu_build: QemuBuild, spapr_cell: Cell, tmp_path_factory: pytest.TempPathFactory
-) -> _Installed:
+def installer(guest_image: GuestImage, qemu_build: QemuBuild, spapr_cell: Cell) -> _Installer:
     if guest_image.disk is None:
         pytest.skip(f"the image {guest_image.name} has no disk: --spapr-image=debian-12-disk")
-    cache, settings = spapr_cell.cache(), spapr_cell.settings
+    cache = spapr_cell.cache()
+    mirror = find_mirror(spapr_cell.settings.debian_mirror.value)
+    small = images.build(load(DEFAULT_IMAGE), cache, lambda: mirror)
+    return lambda target, login: install(target, guest_image, small, qemu_build, cache, mirror, login)
+
+
+@pytest.fixture(scope="module")
+def installed(installer: _Installer, tmp_path_factory: pytest.TempPathFactory) -> _Installed:
     directory = tmp_path_factory.mktemp("installed")
     key, password = directory / "key", directory / "password"
     pair = keys.generate()
     for path, data in ((key, pair.client_private), (password, f"{_PASSWORD}\n".encode())):
         path.touch(mode=0o600)
         path.write_bytes(data)
-    mirror = find_mirror(settings.debian_mirror.value)
-    small = images.build(load(DEFAULT_IMAGE), cache, lambda: mirror)
     raw = directory / "installed.raw"
-    install(raw, guest_image, small, qemu_build, cache, mirror, (_PASSWORD, pair.client_public))
+    installer(raw, (_PASSWORD, pair.client_public))
     return _Installed(raw, key, password, file_sha256(raw))
 
 
@@ -116,6 +125,30 @@ def test_a_qcow2_a_password_and_a_reboot(
     assert machine.guest.host_key == key
     machine.close()
     assert file_sha256(qcow2) == before
+
+
+def test_cloud_init_lets_us_in_and_gives_the_guest_the_key_that_we_know(
+    launch_machine: LaunchMachine, installer: _Installer, spapr_cell: Cell, qemu_build: QemuBuild, tmp_path: Path
+) -> None:
+    raw = tmp_path / "cloud.raw"
+    installer(raw, None)
+    before = file_sha256(raw)
+    settings = _named(spapr_cell.settings, raw)
+    disk = supply_image(settings, spapr_cell.cache(), NullProgress())
+    machine = launch_machine(image=disk, start="boot")
+    assert machine.guest.host_key == seed.obtain(spapr_cell.cache()).host_key
+    machine.guest.run("cloud-init status --wait", seconds=300)
+    result = json.loads(machine.guest.read("/run/cloud-init/result.json"))["v1"]
+    assert result["datasource"].startswith("DataSourceNoCloud [seed=/dev/sr0]")
+    # This disk has no locales.
+    assert [error for error in result["errors"] if "locale" not in error] == []
+    dimm = machine.dimms.plug()
+    assert dimm.unplug() == supply_contract(settings, qemu_build, disk).removal(dimm)
+    machine.reboot()
+    dimm = machine.dimms.plug()
+    assert dimm.unplug() == supply_contract(settings, qemu_build, disk).removal(dimm)
+    machine.close()
+    assert file_sha256(raw) == before
 
 
 def test_who_is_not_let_in_is_told_so(

@@ -69,7 +69,9 @@ def lacks_a_block_of_each_dimm(machine: FakeMachine) -> None:
 class FakeMachine:
     """:ivar play: the history on it. :ivar gone: the kinds of what was removed."""
 
-    def __init__(self, bug: Bug, *, vof: bool = False, version: tuple[int, int, int] = (11, 1, 3)) -> None:
+    def __init__(
+        self, bug: Bug, *, vof: bool = False, version: tuple[int, int, int] = (11, 1, 3), interrupts: str = "XIVE-IRQ"
+    ) -> None:
         self.timeline = Timeline()
         self.play: GuestPlay
         self.gone: list[str] = []
@@ -95,6 +97,7 @@ class FakeMachine:
             memory=SimpleNamespace(offline_refused=self._fault, blocks=lambda: range(4 + self._lmbs()), remove=lambda drc: None),
             rtas_errd=faults,
             drmgr=faults,
+            read=lambda path: f"24: 4 {interrupts} 4097 Edge RAS_HOTPLUG",
             dmesg=lambda: "\n".join(record.text for record in self.timeline.since(0, Lane.KERNEL)),
         )
 
@@ -184,8 +187,10 @@ class FakeMachine:
 
 
 class FakeGuestScene:
-    def __init__(self, bug: Bug, *, vof: bool = False, version: tuple[int, int, int] = (11, 1, 3)) -> None:
-        self.machine = FakeMachine(bug, vof=vof, version=version)
+    def __init__(
+        self, bug: Bug, *, vof: bool = False, version: tuple[int, int, int] = (11, 1, 3), interrupts: str = "XIVE-IRQ"
+    ) -> None:
+        self.machine = FakeMachine(bug, vof=vof, version=version, interrupts=interrupts)
         machine: Any = self.machine
         self.play = self.machine.play = GuestPlay(machine, CONTRACT)
 

@@ -136,6 +136,13 @@ def test_what_breaks_only_now_and_then_is_made_small_all_the_same_and_its_rate_i
     assert shrunk.rate == f"{shrunk.broke} of 5 times"
 
 
+@pytest.mark.parametrize(("seconds", "played"), [(0, 1), (60, 5)])
+def test_a_history_is_played_once_more_at_least_and_as_often_as_there_is_time_for(seconds: float, played: int) -> None:
+    violation = broken([CORE, UNPLUG, PHB], dies_of_phb_after_core)
+    shrunk = shrink(violation, lambda steps: play(steps, FakeGround(dies_of_phb_after_core)), Deadline(seconds))
+    assert (shrunk.broke, shrunk.played, shrunk.rate) == (played, played, "each time")
+
+
 def test_a_simpler_step_takes_the_place_of_another_one() -> None:
     steps = [Command("device_add", {**CORE.arguments, "core-id": 5}), UNPLUG, PHB]
     found = shrink(
@@ -358,7 +365,7 @@ def test_what_was_found_is_written_with_a_script_and_a_test_that_are_python(tmp_
     found = shrink(violation, lambda _: None, Deadline(0))
     text = findings.write(tmp_path / "violation-1", found, SUBJECT, "Found with seed 1.")
     assert "QEMU was killed by SIGSEGV" in text
-    assert "0 of 5 times" in text
+    assert "0 of 1 times" in text
     for name in ("violation_1.py", "test_violation_1.py"):
         ast.parse((tmp_path / "violation-1" / name).read_text(encoding="utf-8"))
     assert "\"device_del\", {'id': 'core1'}" in (tmp_path / "violation-1/violation_1.py").read_text(encoding="utf-8")

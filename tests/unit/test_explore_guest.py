@@ -180,13 +180,32 @@ def test_what_a_paused_guest_was_asked_for_is_followed_where_it_moved_to() -> No
     assert all("'after: migration'" in line for line in scene.play.done[-1].code[1:])
 
 
-@pytest.mark.parametrize(("version", "done"), [((7, 2, 22), 3), ((11, 1, 3), 4)])
-def test_no_guest_is_moved_that_a_known_defect_hangs(version: tuple[int, int, int], done: int) -> None:
-    # tcg-pending-core-migration.
-    scene = FakeGuestScene(sound, version=version)
-    for step in (CORE, Act("pause"), unplug("core1"), Act("migrate")):
+@pytest.mark.parametrize(
+    ("version", "interrupts", "plug", "done"),
+    [
+        # tcg-pending-core-migration.
+        ((7, 2, 22), "XIVE-IRQ", CORE, 3),
+        ((7, 2, 22), "XIVE-IRQ", DIMM, 4),
+        ((11, 1, 3), "XIVE-IRQ", CORE, 4),
+        # tcg-xics-migration.
+        ((11, 1, 3), "XICS", DIMM, 3),
+    ],
+)
+def test_no_guest_is_moved_that_a_known_defect_hangs(
+    version: tuple[int, int, int], interrupts: str, plug: Act, done: int
+) -> None:
+    name = str(plug.arguments["name"])
+    scene = FakeGuestScene(sound, version=version, interrupts=interrupts)
+    for step in (plug, Act("pause"), unplug(name), Act("migrate")):
         scene.play.do(step)
     assert len(scene.play.done) == done
+
+
+def test_a_guest_with_xics_that_has_heard_of_what_is_pending_is_moved() -> None:
+    scene = FakeGuestScene(sound, interrupts="XICS")
+    for step in (DIMM, fault("on", "offline refused"), unplug("dimm1"), Act("migrate")):
+        scene.play.do(step)
+    assert len(scene.play.done) == 4
 
 
 def test_a_paused_guest_is_not_asked_for_what_the_row_of_a_rejection_has() -> None:

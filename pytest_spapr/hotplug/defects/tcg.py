@@ -126,6 +126,19 @@ ROWS: Final = (
         certain=False,
     ),
     KnownDefect(
+        id="tcg-xics-migration",
+        summary="after a migration under TCG with an interrupt of XICS that the CPU has not taken yet, the guest takes no more: it hangs",
+        reference=(
+            "found by `spapr explore`; neither the CPU's pending_interrupts nor the level of its line travels, icp_post_load "
+            "(hw/intc/xics.c) raises it for KVM only, and the XISR that is still held rejects what comes (icp_irq); no report found"
+        ),
+        seen="QEMU 5.2.0, 7.2.22, 10.0.13 and 11.1.3: each time where something was plugged or unplugged while the machine was paused",
+        since="QEMU 5.2 or earlier",
+        fixed=NOT_YET,
+        versions=(((0, 0, 0), NEVER),),
+        accelerators=TCG,
+    ),
+    KnownDefect(
         id="tcg-contexts-run-out",
         summary="every vCPU ever made keeps one of max_cpus translation contexts: one core plug too many aborts QEMU",
         reference="tcg_register_thread: assertion failed: (n < tcg_max_ctxs)",
