@@ -36,6 +36,8 @@ from pytest_spapr.timeline import Lane
 _CARD: Final = "virtio-rng-pci"
 _WORDS: Final = re.compile(r"\b(core|dimm|pci|phb|nvdimm)\d+\b")
 
+# A guest that hangs is one thing, whichever command waits for it.
+_OF_A_COMMAND: Final = re.compile(r"(its turn for )?the guest command `.*")
 # Commands that only look.
 _LOOKS: Final = re.compile(r"query-|qom-|human-monitor|xen-save|add-fd|remove-fd|trace-event|getfd|migrate")
 
@@ -124,7 +126,7 @@ class GuestPlay(Play):
             self._violate(f"{_first_line(error)} {said}".strip(), ended=True, defect=defect)
         except DeadlineExpired as error:
             defect = hang_defect(self._machine)
-            self._violate(_first_line(error), defect=defect)
+            self._violate(_OF_A_COMMAND.sub("the answer to a guest command", _first_line(error)), defect=defect)
         except SpaprError as error:
             self._violate(f"{type(error).__name__}: {_first_line(error)}")
         return done

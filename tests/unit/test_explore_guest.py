@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from pytest_spapr.deadline import Deadline
-from pytest_spapr.errors import MachineDied
+from pytest_spapr.errors import DeadlineExpired, MachineDied
 from pytest_spapr.explore import findings, guest_script
 from pytest_spapr.explore.guest_script import BY_HAND
 from pytest_spapr.explore.history import Done, Violated, Violation
@@ -260,6 +260,21 @@ def test_what_a_sound_kernel_does_not_say_is_a_violation(text: str) -> None:
     scene.machine.says(text)
     with pytest.raises(Violated, match="the guest's kernel says"):
         scene.play.do(DIMM)
+
+
+def test_a_guest_that_hangs_is_one_thing_whichever_command_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = set()
+    for what in ("the guest command `true`", "its turn for the guest command `cat /proc/cpuinfo; false`"):
+        scene = FakeGuestScene(sound)
+
+        def hangs(what: str = what) -> None:
+            raise DeadlineExpired(what, 60.0, "it wrote ''")
+
+        monkeypatch.setattr(scene.machine, "reboot", hangs)
+        with pytest.raises(Violated) as told:
+            scene.play.do(Act("reboot"))
+        found.add(told.value.violation.text)
+    assert found == {"waited 60.0 s in vain for the answer to a guest command"}
 
 
 def test_a_guest_without_what_it_should_have_is_a_violation_at_the_end() -> None:
