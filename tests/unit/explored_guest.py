@@ -150,8 +150,9 @@ class FakeMachine:
 
             def unplug(self, **_: object) -> Attempt:
                 held = next(held for held in machine.play.devices.values() if held.device is self)
-                situation = machine.play.situation(held) or "repeat while pending"
-                return machine.come(CONTRACT.expect(self.kind, situation))
+                bridge = "rejection: bridge" if kind is PciBridge else "repeat while pending"
+                kept = "rejection: not supported" if kind is Nvdimm else bridge
+                return machine.come(CONTRACT.expect(self.kind, machine.play.situation(held) or kept))
 
             def follow(self, attempt: Attempt, **_: object) -> Attempt:
                 return machine.come(CONTRACT.expect(self.kind, "removal"))
