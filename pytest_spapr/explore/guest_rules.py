@@ -93,11 +93,17 @@ class GuestRules(RuleBasedStateMachine):
         """It no longer is."""
         self.play.do(Act("fault off", {"fault": data.draw(st.sampled_from(sorted(self.play.faults)))}))
 
-    @precondition(lambda self: not self.play.panicked and (self.play.paused or not (self.play.faults or self.play.pending())))
+    @precondition(lambda self: self.play.devices and not (self.play.paused or self.play.faults or self.play.pending()))
     @rule()
-    def pause_or_resume(self) -> None:
-        """The machine is paused, or goes on."""
-        self.play.do(Act("resume" if self.play.paused else "pause"))
+    def pause(self) -> None:
+        """The machine is paused."""
+        self.play.do(Act("pause"))
+
+    @precondition(lambda self: self.play.paused and not self.play.panicked)
+    @rule()
+    def resume(self) -> None:
+        """It goes on."""
+        self.play.do(Act("resume"))
 
     @precondition(lambda self: self.play.panicked)
     @rule()
