@@ -282,8 +282,10 @@ class History(Play):
         devices = {one.id: (one.bus, one.slot, one.function) for one in self.model.devices.values()}
         states = self._expected_states()
         drivers = self._world.drivers
-        found = Violation(tuple(self.done), text, subject, ended=ended, states=states, devices=devices, drivers=drivers)
-        raise Violated(found if rest is None else replace(found, rest=rest))
+        done, rest = tuple(self.done), rest or Rest()
+        raise Violated(
+            Violation(done, text, subject, ended=ended, states=states, devices=devices, rest=rest, drivers=drivers),
+        )
 
     def _expected_states(self) -> dict[int, State]:
         return {index: state for index, state in self.model.connectors.items() if state is not State.CONFIGURED}
