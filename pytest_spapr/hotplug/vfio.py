@@ -88,9 +88,13 @@ class VfioFunction(PciDevice):
         """
         self.peer.interrupt(Irq.ERROR)
 
-    def vanish(self) -> None:
-        """Be gone: the connection breaks, and nobody can connect."""
-        self.peer.vanish()
+    def vanish(self, *, busy: bool = False) -> None:
+        """Be gone: the connection breaks, and nobody can connect.
+
+        :param busy: go with a message of QEMU's unread, as a server that is killed at its work; waits for one, 5 s at most.
+        :raises MachineError: none came.
+        """
+        self.peer.vanish(busy=busy)
 
     def come_back(self) -> None:
         """Be there again, for QEMU to connect to."""

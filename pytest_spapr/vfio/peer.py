@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from typing import Any, Final, TypeVar
 
@@ -36,6 +37,7 @@ T = TypeVar("T")
 #: Seconds after a message has come in which it is answered, or never. QEMU's own limit is 5 s.
 PATIENCE: Final = 4.0
 _CONTROL_SECONDS: Final = 10.0
+_BUSY_SECONDS: Final = 5.0
 # Messages at once, before the test's wishes are looked at.
 _BATCH: Final = 64
 
@@ -137,15 +139,21 @@ class Peer:
         if not self._ending:
             self._do(act)
 
-    def vanish(self) -> None:
-        """Break the connection and let nobody connect, as a server that was killed."""
-        self._do(self._vanish)
+    def vanish(self, *, busy: bool = False) -> None:
+        """Break the connection and let nobody connect, as a server that was killed.
+
+        :param busy: wait for a message first, and leave it unread.
+        :raises MachineError: none has come in 5 s, or there is no client; all is as it was.
+        """
+        self._do(partial(self._vanish, busy))
 
     def come_back(self) -> None:
         """Let a client connect again, to the same address."""
         self._do(self._come_back)
 
-    def _vanish(self) -> None:
+    def _vanish(self, busy: bool) -> None:
+        if busy and not (self._stream and self._stream.await_data(_BUSY_SECONDS)):
+            raise MachineError(f"{self.name} was to vanish with a message unread, and none came in {_BUSY_SECONDS:.0f} s")
         self._present = False
         self._listener.close()
         self._disconnect("vanished")

@@ -74,6 +74,10 @@ class Stream:
         except OSError as error:
             raise Closed(f"the connection broke: {error.strerror}") from error
 
+    def await_data(self, seconds: float) -> bool:
+        """Return whether there is something to receive, at once or within these seconds."""
+        return bool(select.select([self._socket], [], [], seconds)[0])
+
     def close(self) -> None:
         """Close the connection and what came with half a message."""
         close_all(self._descriptors)

@@ -16,11 +16,12 @@ from .inventory import events_since
 
 _BLOCK: Final = 1 << 16
 # Each block has its own number all over; the number is told when the disk has said that it has it (conv=fsync). The node is the writer's
-# own: where /dev has lost the disk's between two blocks, dd would make a file there, and Linux 6.12 writes that for ever.
+# own: where /dev has lost the disk's between two blocks, dd would make a file there, and Linux 6.12 writes that for ever. It is in /dev
+# too: systemd mounts /run with nodev.
 _WRITER: Final = """
-mknod /run/disk b $(tr : ' ' < /sys/class/block/{disk}/dev)
+mknod /dev/kept b $(tr : ' ' < /sys/class/block/{disk}/dev)
 n=0; while n=$((n + 1)); do
-    yes "block $n" | dd of=/run/disk bs=64k count=1 seek=$((n - 1)) iflag=fullblock oflag=direct conv=notrunc,fsync 2> /dev/null || break
+    yes "block $n" | dd of=/dev/kept bs=64k count=1 seek=$((n - 1)) iflag=fullblock oflag=direct conv=notrunc,fsync 2> /dev/null || break
     echo $n > /run/acknowledged
 done; echo over > /run/over
 """

@@ -109,7 +109,8 @@ class TestNumbers:
             for target, node in enumerate(nodes):
                 add_scsi(machine, card, node, **{"scsi-id": target})
             names = await_blocks(machine, card, 8)
-            script = f"cd /dev; for d in {' '.join(names)}; do sha256sum $d; dd if=/dev/urandom of=$d bs=64k count=1 conv=fsync; done 2>&-"
+            both = "sha256sum $d; dd if=/dev/urandom of=$d bs=64k count=1 conv=fsync"
+            script = f"cd /dev; for d in {' '.join(names)}; do {both}; done 2> /dev/null"
             sums = {line.split()[0] for line in guest.run(script).check().stdout.splitlines()}
             for node in nodes:
                 remove_scsi(machine, f"hd-{node}")

@@ -91,6 +91,19 @@ def test_a_device_that_vanished_is_removed_and_comes_back(
     require_used(guest, machine.vfio.replug(uart))
 
 
+@pytest.mark.spapr_defect("vfio-broken-connection")
+def test_a_device_that_vanished_at_its_work_is_removed(
+    machine: PseriesMachine, guest: Guest, contract: Contract, uart: VfioFunction
+) -> None:
+    """S06: it has been asked something, and never reads that."""
+    before = machine.timeline.mark()
+    read_soon(guest, uart)
+    uart.vanish(busy=True)
+    assert vendor(guest, uart) == "ffff"
+    assert uart.unplug() == contract.removal(uart)
+    require_gone(guest, uart, before)
+
+
 def test_while_answers_are_held_back_everything_waits_and_then_goes_on(
     machine: PseriesMachine, guest: Guest, contract: Contract, uart: VfioFunction
 ) -> None:

@@ -379,6 +379,24 @@ class TestFaults:
             client.write_bar(0, 0, b"y")
             assert serial.sent == b"y"
 
+    def test_who_vanishes_at_its_work_leaves_a_message_unread(self) -> None:
+        with served(Serial()) as (peer, client):
+            client.read_bar(CONFIG, 0, 1)
+            later = threading.Timer(0.1, client.send, (Command.RESET, b""))
+            later.start()
+            peer.vanish(busy=True)
+            later.join()
+            with pytest.raises(ConnectionResetError):
+                client.receive()
+            assert "RESET" not in [str((record.data or {}).get("command")) for record in peer.journal.since(0)]
+
+    def test_nobody_vanishes_at_its_work_without_any(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("pytest_spapr.vfio.peer._BUSY_SECONDS", 0.01)
+        with served(Serial()) as (peer, client):
+            with pytest.raises(MachineError, match="none came"):
+                peer.vanish(busy=True)
+            client.read_bar(CONFIG, 0, 1)
+
     def test_who_vanished_can_be_found_where_it_was(self) -> None:
         with served(Serial()) as (peer, client):
             client.read_bar(CONFIG, 0, 1)

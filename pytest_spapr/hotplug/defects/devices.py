@@ -220,6 +220,19 @@ ROWS: Final = (
         ),
     ),
     KnownDefect(
+        id="vfio-broken-connection",
+        summary="a vfio-user server that ends with a message of QEMU's unread aborts QEMU",
+        reference=(
+            "the next read fails (ECONNRESET), and vfio_user_recv_hdr gives an error of its own where qio_channel_readv_full has set one: "
+            "error_setv: Assertion `*errp == NULL' failed"
+        ),
+        seen="QEMU 11.1.3",
+        since="QEMU 11.0 (hw/vfio-user/proxy.c: vfio_user_recv_hdr, of December 2025)",
+        fixed=NOT_YET,
+        versions=(((11, 0, 0), NEVER),),
+        fatal=True,
+    ),
+    KnownDefect(
         id="vfio-migration",
         summary="a vfio-user device does not keep its machine from migrating: it is left behind, and nobody is told",
         reference=(
