@@ -68,7 +68,7 @@ class _Disarmed:
         else:
             patch.setattr(VfioFunction, self._verb, self._do_nothing)
 
-    def _do_nothing(self, *_: object) -> None:
+    def _do_nothing(self, *_: object, **__: object) -> None:
         self._used = True
 
     def _set_in_vain(self, verb: Verb) -> Verb:

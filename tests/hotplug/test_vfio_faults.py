@@ -99,6 +99,7 @@ def test_a_device_that_vanished_at_its_work_is_removed(
     before = machine.timeline.mark()
     read_soon(guest, uart)
     uart.vanish(busy=True)
+    uart.await_disconnect(before)
     assert vendor(guest, uart) == "ffff"
     assert uart.unplug() == contract.removal(uart)
     require_gone(guest, uart, before)
