@@ -31,6 +31,7 @@ from .kinds import PHB_SLOWLY, SILENCE, plug, silenced
 from .loads import in_background
 from .moments import reset_into_firmware
 from .tasks import keep_busy
+from .xics import require_presented, stop_at_rest
 
 # ``virtio-queue-size``.
 _QUEUE = "exceeds allocated max"
@@ -262,10 +263,12 @@ class TestMove:
             pytest.skip(
                 "the guest's timers are set going again there before anything else (no decrementer travels): it would hang in that"
             )
-        with machine.paused():
-            since = machine.timeline.mark()
-            dimm = machine.dimms.plug(wait=False)
-            machine.migrate()
+        stop_at_rest(machine)
+        since = machine.timeline.mark()
+        dimm = machine.dimms.plug(wait=False)
+        require_presented(machine)
+        machine.migrate()
+        machine.cont()
         # A guest that hangs cannot be asked.
         dimm.await_configured(since, Deadline(10))
 
